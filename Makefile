@@ -1,0 +1,50 @@
+# LifeLab. Two commands are all a newcomer needs: make demo, make test.
+PY     ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check -q
+PROFILE ?= starter
+
+.PHONY: help demo test lab docs lint readme clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   environment, starter data, all eight stages, a report and a model to ask (15 minutes on two cores)"
+	@echo "make test   every test (from nothing)"
+	@echo "make lab    JupyterLab on the stage notebooks"
+	@echo "make lint   the rules of the house: names, import order, budgets, notebooks in step with the package"
+	@echo "make readme README.md from nbs/index.ipynb"
+	@echo "make clean  remove the environment and built files (your lab/ stays)"
+
+$(VENV)/bin/python:
+	@test -n "$(PY)" || { echo "Python 3.11 or newer is needed: on Debian, apt-get install python3.11-venv"; exit 1; }
+	@$(PY) -c 'import sys; sys.exit(sys.version_info<(3,11))' || { echo "$(PY) is older than Python 3.11: make PY=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PY) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python settings.ini setup.py constraints.txt
+	@echo "Installing LifeLab into $(VENV) (about two minutes)"
+	$(PIP) install -c constraints.txt -e '.[lab]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "Adding the development tools"
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.run
+	@$(VENV)/bin/lifelab run --profile $(PROFILE)
+
+test: $(VENV)/.dev lint
+	@$(VENV)/bin/python tools/notebook_tests.py
+	@$(VENV)/bin/python -m pytest -q tests
+
+lab: $(VENV)/.run
+	$(VENV)/bin/jupyter lab nbs
+
+lint: $(VENV)/.dev
+	@$(VENV)/bin/python tools/lint.py
+
+readme: $(VENV)/.dev
+	$(VENV)/bin/python tools/readme.py
+
+clean:
+	rm -rf $(VENV) .venv-lint build dist *.egg-info .pytest_cache .hypothesis
