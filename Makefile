@@ -18,16 +18,16 @@ help:
 $(VENV)/bin/python:
 	@test -n "$(PY)" || { echo "Python 3.11 or newer is needed: on Debian, apt-get install python3.11-venv"; exit 1; }
 	@$(PY) -c 'import sys; sys.exit(sys.version_info<(3,11))' || { echo "$(PY) is older than Python 3.11: make PY=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PY) -m venv $(VENV)
+	@$(PY) -m venv $(VENV)
 
 $(VENV)/.run: $(VENV)/bin/python settings.ini setup.py constraints.txt
 	@echo "Installing LifeLab into $(VENV) (about two minutes)"
-	$(PIP) install -c constraints.txt -e '.[lab]'
+	@$(PIP) install -c constraints.txt -e '.[lab]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
 	@echo "Adding the development tools"
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.run

@@ -1,0 +1,53 @@
+"""Shared fixtures: the checkout, a copy of LifeLab installed in an environment of its own, and one finished tiny run made with that copy."""
+import os, subprocess, sys, sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+def quiet(**more):
+    "Environment for subprocesses: one thread each, nothing online but pip, no runner inherited"
+    env = {k: v for k,v in os.environ.items() if not k.startswith('LIFELAB_') and k not in ('PYTHONPATH', 'MAKEFLAGS', 'MAKELEVEL')}
+    return {**env, 'OMP_NUM_THREADS':'1', 'HF_HUB_OFFLINE':'1', 'TOKENIZERS_PARALLELISM':'false', 'COLUMNS':'160', **{k: str(v) for k,v in more.items()}}
+
+def sh(*cmd, cwd=None, timeout=900, **env):
+    "Run a command to its end; its CompletedProcess with text output"
+    return subprocess.run([str(c) for c in cmd], cwd=cwd, env=quiet(**env), capture_output=True, text=True, timeout=timeout)
+
+@pytest.fixture(scope='session')
+def root(): return ROOT
+
+@pytest.fixture(scope='session')
+def lifelab():
+    "The command of the checkout"
+    return [sys.executable, '-c', 'import sys; from lifelab.cli import main; sys.exit(main())']
+
+@pytest.fixture(scope='session')
+def installed(tmp_path_factory):
+    "`pip install .` in a new environment, which borrows the heavy libraries of this one; the path of its `lifelab`"
+    at = tmp_path_factory.mktemp('installed')
+    assert sh(sys.executable, '-m', 'venv', at/'venv').returncode==0
+    python, site = at/'venv/bin/python', sysconfig.get_paths()['purelib']
+    copy = at/'source'
+    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
+    for name in filter(None, listed):
+        if (ROOT/name).is_file():
+            (copy/name).parent.mkdir(parents=True, exist_ok=True)
+            (copy/name).write_bytes((ROOT/name).read_bytes())
+    here = sh(python, '-c', 'import sysconfig; print(sysconfig.get_paths()["purelib"])').stdout.strip()
+    (Path(here)/'borrowed.pth').write_text(site+'\n')
+    done = sh(python, '-m', 'pip', 'install', '-q', '--disable-pip-version-check', '--no-deps', '--no-build-isolation', copy, cwd=at)
+    assert done.returncode==0, done.stderr
+    where = sh(python, '-c', 'import lifelab; print(lifelab.__file__)', cwd=at).stdout.strip()
+    assert where.startswith(str(at)), f'{where} is not the installed copy'
+    return at/'venv/bin/lifelab'
+
+@pytest.fixture(scope='session')
+def tiny(installed, tmp_path_factory):
+    "A finished run of profile tiny, made by the installed copy in a folder of its own: (working folder, what it printed, seconds)"
+    import time
+    work, t = tmp_path_factory.mktemp('tiny'), time.monotonic()
+    done = sh(installed, 'run', '--profile', 'tiny', cwd=work)
+    assert done.returncode==0, done.stdout[-3000:]+done.stderr[-3000:]
+    return work, done.stdout, time.monotonic()-t
