@@ -1,0 +1,82 @@
+"""The lint finds what it should: a violation of each rule is planted in a small project of its own."""
+import importlib.util, json, sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+def module(name):
+    "A script of tools/ as a module"
+    spec = importlib.util.spec_from_file_location(name, ROOT/f'tools/{name}.py')
+    m = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(m)
+    return m
+
+def cell(source, kind='code', **meta):
+    c = dict(cell_type=kind, id=f'i{abs(hash(source))%10**6}', metadata=meta, source=[source])
+    return c if kind=='markdown' else {**c, 'outputs': [], 'execution_count': None}
+
+def write(at, *cells):
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.write_text(json.dumps(dict(cells=list(cells), metadata={}, nbformat=4, nbformat_minor=5)))
+
+@pytest.fixture
+def lint(tmp_path, monkeypatch):
+    "The lint, looking at a sound small project"
+    m = module('lint')
+    monkeypatch.setattr(m, 'root', tmp_path)
+    write(tmp_path/'nbs/01_near/10_one.ipynb', cell('#| default_exp near.one'), cell('why', 'markdown'), cell('#| export\ndef one(\n    n, # A number\n):\n    "One more"\n    return n+1'))
+    write(tmp_path/'nbs/02_far/10_two.ipynb', cell('#| default_exp far.two'), cell('#| export\nfrom lifelab.near.one import one'))
+    for p in ('near/one', 'far/two'): (tmp_path/f'lifelab/{p}.py').parent.mkdir(parents=True); (tmp_path/f'lifelab/{p}.py').write_text('')
+    return m
+
+def found(m, rule): return list(m.RULES[rule](m.notebooks()))
+
+@pytest.mark.parametrize('rule', ['names', 'imports', 'budgets', 'clean', 'docs', 'stages'])
+def test_a_sound_project_passes(lint, rule): assert found(lint, rule)==[]
+
+def test_a_wrong_name_and_an_orphan(lint):
+    write(lint.root/'nbs/01_near/20_three.ipynb', cell('#| default_exp near.four'))
+    (lint.root/'lifelab/near/lost.py').write_text('')
+    assert {r[0] for r in found(lint, 'names')}=={'nbs/01_near/20_three.ipynb', 'lifelab/near/lost.py'}
+
+def test_an_import_of_a_later_notebook(lint):
+    write(lint.root/'nbs/01_near/10_one.ipynb', cell('#| default_exp near.one'), cell('#| export\nfrom lifelab.far.two import two'))
+    assert 'comes later' in found(lint, 'imports')[0][1]
+
+def test_a_long_chain_of_imports(lint):
+    for i in range(6):
+        write(lint.root/f'nbs/03_chain/{i+1}0_m{i}.ipynb', cell(f'#| default_exp chain.m{i}'), cell(f'#| export\nfrom lifelab.chain.m{i-1} import x' if i else '#| export\nx=1'))
+    assert 'a chain of 6' in found(lint, 'imports')[0][1]
+
+def test_budgets(lint):
+    long = '#| export\ndef long():\n    "Long"\n'+'    x = 1\n'*31+'    y = '+'1'*170
+    write(lint.root/'nbs/01_near/30_long.ipynb', cell('#| default_exp near.long'), cell(long))
+    said = ' '.join(r[1] for r in found(lint, 'budgets'))
+    assert 'an exported cell of 34 lines' in said and 'long has 34 lines' in said and '178 characters' in said
+
+def test_an_output_is_found(lint):
+    c = {**cell('1'), 'outputs': [dict(output_type='stream', name='stdout', text='1')]}
+    write(lint.root/'nbs/01_near/40_out.ipynb', c)
+    assert [r[1] for r in found(lint, 'clean')]==['an output']
+
+def test_missing_docs(lint):
+    write(lint.root/'nbs/01_near/50_bare.ipynb', cell('#| default_exp near.bare'), cell('#| export\ndef bare(x): return x'))
+    assert [r[1] for r in found(lint, 'docs')]==['bare has no docstring', 'bare: nothing said of x']
+
+def test_a_stage_out_of_step(lint):
+    write(lint.root/'nbs/01_near.ipynb', cell("lab = 'lab/tiny' # Folder\nheat = 2 # Kelvin", tags=['parameters']))
+    (lint.root/'lifelab/near/near.py').write_text("def near(lab='lab/tiny', warmth=2): pass\n")
+    assert 'those of near' in found(lint, 'stages')[0][2]
+
+def test_the_readme_is_made_from_the_index():
+    text = module('readme').readme(dict(cells=[cell('# T\n![p](images/p.png)', 'markdown'), cell('#| hide\nsecret'), cell('#| eval: false\nx = 1')]))
+    assert text.endswith('# T\n![p](nbs/images/p.png)\n\n```python\nx = 1\n```\n') and 'secret' not in text
+
+def test_every_gated_rule_is_one_that_chkstyle_knows():
+    "A renamed rule would gate nothing and nobody would see it"
+    m = module('lint')
+    list(m.chkstyle([]))
+    known = ''.join(p.read_text() for p in (m.root/'.venv-lint').glob('lib/python*/site-packages/fastaistyle*.dist-info/METADATA'))
+    assert [r for r in m.GATED if f'`{r}`' not in known and f'{r}' not in known]==[]
