@@ -1,5 +1,5 @@
 """The lint finds what it should: a violation of each rule is planted in a small project of its own."""
-import importlib.util, json, sys
+import importlib.util, json, subprocess, sys, zlib
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ def module(name):
     return m
 
 def cell(source, kind='code', **meta):
-    c = dict(cell_type=kind, id=f'i{abs(hash(source))%10**6}', metadata=meta, source=[source])
-    return c if kind=='markdown' else {**c, 'outputs': [], 'execution_count': None}
+    c = dict(cell_type=kind, id=f'i{zlib.crc32(source.encode())}', metadata=meta, source=[source])
+    return c if kind!='code' else {**c, 'outputs': [], 'execution_count': None}
 
 def write(at, *cells):
     at.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,14 @@ def test_budgets(lint):
     said = ' '.join(r[1] for r in found(lint, 'budgets'))
     assert 'an exported cell of 34 lines' in said and 'long has 34 lines' in said and '178 characters' in said
 
+def test_a_cell_that_is_no_python_is_named_once(lint):
+    write(lint.root/'nbs/01_near/30_torn.ipynb', cell('#| default_exp near.torn'), cell('#| export\ndef torn(:'))
+    assert [r[:2] for rule in ('names', 'imports', 'budgets', 'docs') for r in found(lint, rule)]==[('nbs/01_near/30_torn.ipynb cell 1', 'an exported cell that is no Python')]
+
+def test_a_cycle_is_a_late_import(lint):
+    write(lint.root/'nbs/01_near/10_one.ipynb', cell('#| default_exp near.one'), cell('#| export\nfrom lifelab.far import two'))
+    assert 'nbs/02_far/10_two.ipynb, which comes later' in found(lint, 'imports')[0][1]
+
 def test_an_output_is_found(lint):
     c = {**cell('1'), 'outputs': [dict(output_type='stream', name='stdout', text='1')]}
     write(lint.root/'nbs/01_near/40_out.ipynb', c)
@@ -70,13 +78,59 @@ def test_a_stage_out_of_step(lint):
     (lint.root/'lifelab/near/near.py').write_text("def near(lab='lab/tiny', warmth=2): pass\n")
     assert 'those of near' in found(lint, 'stages')[0][2]
 
+def test_a_notebook_that_does_not_survive_as_text(lint):
+    assert found(lint, 'text')==[]
+    (lint.root/'nbs/01_near/20_odd.ipynb').write_text('{"cells": [], "metadata": {}, "nbformat": 9}')
+    assert [r[0] for r in found(lint, 'text')]==['jupytext --test']
+
+def planted(lint, *cells):
+    write(lint.root/'nbs/01_near/60_story.ipynb', cell('#| default_exp near.story'), *cells)
+    return {r[1].partition(':')[0] for r in found(lint, 'chkstyle') if '60_story' in r[0]}
+
+@pytest.fixture
+def style(lint):
+    "The style checker of the checkout, made once"
+    list(module('lint').chkstyle([]))
+    (lint.root/'.venv-lint').symlink_to(ROOT/'.venv-lint')
+    return lint
+
+def test_a_notebook_that_tells_no_story(style):
+    bare = cell('#| export\ndef bare(): return 1')
+    assert 'undocumented-export' in planted(style, cell('x = 1'), bare, cell('bare()'))
+    assert 'exported-run' in planted(style, cell('why', 'markdown'), *[cell(f'#| export\nx{i} = {i}') for i in range(3)])
+    assert 'long-example-cell' in planted(style, cell('\n'.join(f'x{i} = {i}' for i in range(11))))
+    assert 'comment-in-example' in planted(style, cell('x = 1 # one'))
+    assert planted(style, cell('why', 'markdown'), cell('#| export\ndef told(): return 1'), cell('told()'))==set()
+
+def test_a_silent_style_checker_is_a_breach(style, monkeypatch):
+    "No list of violations and an exit status of trouble must not pass for cleanness"
+    monkeypatch.setattr(style.subprocess, 'run', lambda *a, **k: subprocess.CompletedProcess(a, 2, '', 'trouble'))
+    assert [r[:2] for r in found(style, 'chkstyle')]==[('chkstyle', 'trouble')]
+
+def test_what_is_out_of_step_is_named(lint, monkeypatch):
+    "A generated module that was edited by hand comes back different from the export"
+    git = lambda *a: subprocess.run(['git', '-c', 'user.name=t', '-c', 'user.email=t@t.t', *a], cwd=lint.root, check=True, capture_output=True)
+    (lint.root/'made.py').write_text('x = 1\n')
+    git('init', '-q'); git('add', '.'); git('commit', '-qm', 'all')
+    (lint.root/'tools').mkdir(); (lint.root/'tools/readme.py').write_text('open("made.py", "w").write("x = 2\\n")')
+    monkeypatch.setattr(lint, 'tool', lambda name: '/bin/true')
+    said = found(lint, 'sync')
+    assert len(said)==1 and 'M made.py' in said[0][1]
+    assert found(lint, 'sync')==[]
+
+@pytest.mark.parametrize('words, said', [(['--only', 'nmes'], "did you mean 'names'?"), (['--list'], 'imports')])
+def test_the_lint_by_hand(words, said):
+    done = subprocess.run([sys.executable, ROOT/'tools/lint.py', *words], capture_output=True, text=True)
+    assert said in done.stdout+done.stderr
+
 def test_the_readme_is_made_from_the_index():
-    text = module('readme').readme(dict(cells=[cell('# T\n![p](images/p.png)', 'markdown'), cell('#| hide\nsecret'), cell('#| eval: false\nx = 1')]))
-    assert text.endswith('# T\n![p](nbs/images/p.png)\n\n```python\nx = 1\n```\n') and 'secret' not in text
+    text = module('readme').readme(dict(cells=[cell('# T\n![p](images/p.png)', 'markdown'), cell('title: front matter', 'raw'), cell('#| hide\nsecret'), cell('#| eval: false\nx = 1')]))
+    assert text.endswith('# T\n![p](nbs/images/p.png)\n\n```python\nx = 1\n```\n') and 'secret' not in text and 'front matter' not in text
 
 def test_every_gated_rule_is_one_that_chkstyle_knows():
     "A renamed rule would gate nothing and nobody would see it"
     m = module('lint')
     list(m.chkstyle([]))
-    known = ''.join(p.read_text() for p in (m.root/'.venv-lint').glob('lib/python*/site-packages/fastaistyle*.dist-info/METADATA'))
-    assert [r for r in m.GATED if f'`{r}`' not in known and f'{r}' not in known]==[]
+    site = next((m.root/'.venv-lint').glob('lib/python*/site-packages'))
+    known = ''.join(p.read_text() for p in site.glob('chkstyle/*.py'))
+    assert [r for r in m.GATED if f"'{r}'" not in known and f'"{r}"' not in known]==[]

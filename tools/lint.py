@@ -3,12 +3,14 @@
 `python tools/lint.py --only names,imports` runs some rules; `--list` names them. Exit status 1 when a rule is broken: each line says where, what was
 found and what is expected.
 """
-import argparse, ast, json, re, subprocess, sys, venv
+import argparse, ast, difflib, json, os, re, subprocess, sys, venv
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 EXPORT, DEFAULT = re.compile(r'^\s*#\s*\|\s*exports?\b', re.M), re.compile(r'^\s*#\s*\|\s*default_exp\s+(\S+)', re.M)
-CHKSTYLE = 'fastaistyle==0.0.20'
+CHKSTYLE = ('fastaistyle==0.0.20', 'fastcore==2.2.39')
+# Gated are the rules that keep a notebook a story (short cells, prose around every definition, no run of cells without prose, examples without comments)
+# and those that find imports nobody uses; its rules of layout (semicolons, dict literals, brackets) are taste, and are left to the writer.
 GATED = 'too-many-defs long-exported-cell long-example-cell undocumented-export comment-in-example exported-run example-run unused-import exported-import-nonexport'.split()
 MOST = dict(cell=30, function=30, example=10, cells=100, exported=350, stage_cells=25, params=6, kb=150, line=160, depth=5)
 
@@ -24,8 +26,8 @@ class Notebook:
         self.order = tuple(int(m[0]) if (m := re.match(r'\d+', q)) else 99 for q in path.relative_to(root/'nbs').with_suffix('').parts)
         self.stage = len(self.order)==1 and 0<self.order[0]<10
     def trees(self):
-        for i,s in self.exported:
-            yield i, ast.parse(re.sub(r'^\s*[%!].*$', '', s, flags=re.M))
+        "Syntax trees of the exported cells that have one; `names` reports the others"
+        return [(i, t) for i,s in self.exported if (t := parsed(s))]
     def imports(self):
         out = set()
         for _,t in self.trees():
@@ -33,6 +35,11 @@ class Notebook:
                 if isinstance(n, ast.Import): out |= {a.name for a in n.names}
                 if isinstance(n, ast.ImportFrom) and n.module: out |= {n.module} | {f'{n.module}.{a.name}' for a in n.names}
         return {m for m in out if m.startswith('lifelab.')}
+
+def parsed(source):
+    "Syntax tree of a cell, without its magics; None when it is no Python"
+    try: return ast.parse(re.sub(r'^\s*[%!].*$', '', source, flags=re.M))
+    except SyntaxError: return None
 
 def notebooks():
     "Every notebook, in order"
@@ -50,6 +57,8 @@ def names(nbs):
         want = '.'.join(re.sub(r'^\d+_', '', q) for q in nb.path.relative_to(root/'nbs').with_suffix('').parts)
         if nb.module and nb.module!=want: yield nb.name, f'exports {nb.module}', f'its name says {want}'
         if nb.exported and not nb.module: yield nb.name, 'exports without default_exp', f'#| default_exp {want}'
+        for i,s in nb.exported:
+            if not parsed(s): yield f'{nb.name} cell {i}', 'an exported cell that is no Python', 'code that parses'
     have = {'lifelab/'+nb.module.replace('.', '/')+'.py' for nb in nbs if nb.module}
     for p in sorted((root/'lifelab').rglob('*.py')):
         rel = p.relative_to(root).as_posix()
@@ -126,7 +135,15 @@ def stages(nbs):
         elif list(given)!=list(asked): yield nb.name, f'parameters {list(asked)}', f'those of {stage}: {list(given)}'
         elif off := [k for k,d in given.items() if d is not None and d!=asked[k]]: yield nb.name, f'defaults of {off} differ from the function', 'equal defaults'
 
-def tool(name): return str(Path(sys.executable).parent/name)
+def tool(name):
+    "The console script beside this interpreter"
+    return str(Path(sys.executable).parent/name)
+
+def text(nbs):
+    "Every notebook survives the way to text and back, which is how it is edited"
+    if not nbs: return
+    p = subprocess.run([tool('jupytext'), '--test', '--to', 'py:percent', *(nb.name for nb in nbs)], cwd=root, capture_output=True, text=True)
+    if p.returncode: yield 'jupytext --test', (p.stdout+p.stderr).strip()[-600:], 'the same cells after the round trip'
 
 def sync(nbs):
     "After export, clean and the README, nothing in git has changed"
@@ -143,14 +160,19 @@ def sync(nbs):
 def chkstyle(nbs):
     "The narrative rules of fastaistyle, in an environment of its own (it needs a newer fastcore than nbdev)"
     at = root/'.venv-lint'
-    if not (at/'bin/chkstyle').exists():
-        venv.create(at, with_pip=True)
-        subprocess.run([at/'bin/python', '-m', 'pip', 'install', '-q', '--disable-pip-version-check', CHKSTYLE], check=True, stderr=subprocess.DEVNULL)
-    out = subprocess.run([at/'bin/chkstyle', '--show-rule', root/'nbs'], capture_output=True, text=True).stdout
-    for m in re.finditer(r'^# (\S+?):(cell\[\w+\])[:\d]*: \[([a-z-]+)\] (.*?)(?: \(hint: (.*)\))?$', out, re.M):
+    made, wanted = at/'.made', ' '.join(CHKSTYLE)
+    if not made.exists() or made.read_text()!=wanted:
+        venv.create(at, with_pip=True, clear=True)
+        p = subprocess.run([at/'bin/python', '-m', 'pip', 'install', '-q', '--disable-pip-version-check', *CHKSTYLE], capture_output=True, text=True)
+        if p.returncode: yield '.venv-lint', p.stderr.strip()[-400:], f'{wanted} from the package index'; return
+        made.write_text(wanted)
+    p = subprocess.run([at/'bin/chkstyle', '--show-rule', 'nbs'], cwd=root, env={**os.environ, 'XDG_CONFIG_HOME': str(at)}, capture_output=True, text=True)
+    found = list(re.finditer(r'^# (\S+?):(cell\[[\w-]+\])[:\d]*: \[([a-z-]+)\] (.*?)(?: \(hint: (.*)\))?$', p.stdout, re.M))
+    if p.returncode not in (0, 1) or p.returncode==1 and not found: yield 'chkstyle', (p.stdout+p.stderr).strip()[-400:], 'a list of violations, or none'
+    for m in found:
         if m[3] in GATED: yield f'{m[1]} {m[2]}', f'{m[3]}: {m[4]}', m[5] or 'see the README of fastaistyle'
 
-RULES = {f.__name__: f for f in (names, imports, budgets, clean, docs, stages, chkstyle, sync)}
+RULES = {f.__name__: f for f in (names, imports, budgets, clean, docs, stages, text, chkstyle, sync)}
 
 def main():
     "Run the rules; the number of breaches decides"
@@ -159,8 +181,10 @@ def main():
     ap.add_argument('--list', action='store_true')
     a = ap.parse_args()
     if a.list: print('\n'.join(f'{k:9} {f.__doc__}' for k,f in RULES.items())); return 0
-    nbs, bad = notebooks(), 0
-    for k in a.only.split(','):
+    nbs, bad, asked = notebooks(), 0, a.only.split(',')
+    for k in asked:
+        if k not in RULES: ap.error(f"no rule {k!r}; did you mean {(difflib.get_close_matches(k, RULES, 1, 0) or list(RULES))[0]!r}? --list names them")
+    for k in asked:
         rows = list(RULES[k](nbs))
         bad += len(rows)
         print(f"{'ok    ' if not rows else 'FAILED'} {k}: {RULES[k].__doc__}")

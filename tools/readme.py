@@ -6,12 +6,12 @@ root = Path(__file__).resolve().parent.parent
 NOTE = '<!-- Made from nbs/index.ipynb by tools/readme.py: edit there. -->\n\n'
 
 def readme(nb):
-    "Markdown of a notebook: prose as it is, code fenced, hidden cells left out"
+    "Markdown of a notebook: prose as it is, code fenced, hidden cells and front matter left out"
     parts = []
     for c in nb['cells']:
         s = ''.join(c['source'])
         if c['cell_type']=='markdown': parts.append(s)
-        elif '#| hide' not in s and s.strip(): parts.append(f'```python\n{re.sub(r"^#[|] .*$", "", s, flags=re.M).strip()}\n```')
+        elif c['cell_type']=='code' and '#| hide' not in s and s.strip(): parts.append(f'```python\n{re.sub(r"^#[|] .*$", "", s, flags=re.M).strip()}\n```')
     text = '\n\n'.join(parts)
     return NOTE+re.sub(r'\]\(images/', '](nbs/images/', text).strip()+'\n'
 
