@@ -214,7 +214,7 @@ def test_wrong_hash_missing_member_and_missing_evidence(shop):
     card(folder, wheel(index, 'lifelabx9', {'a.txt': 'x'}), 'source-9', [dict(path='lifelabx9/*', format='text')])
     stage.collect(shop/'lab', 'tiny')
     d = pd.read_parquet(shop/'lab'/'01_collect'/'dropped.parquet').set_index('source').detail
-    assert 'the file changed' in d['source-0'] and 'holds no lifelabx1/b.txt' in d['source-1']
+    assert 'a.txt changed' in d['source-0'] and 'holds no lifelabx1/b.txt' in d['source-1']
     assert 'on which the licence rests' in d['source-2'] and 'tampered' in d['source-3'] and 'source-9' not in d
 
 
