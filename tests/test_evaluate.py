@@ -95,7 +95,7 @@ def test_a_model_without_opinions_scores_what_paper_says(even):
     s, bits = scores(even[0]).score, math.log2(256+len(CONTROLS))
     assert s['bits_per_byte', 'modality', 'text']==pytest.approx(bits, abs=1e-4) and s['bits_per_byte', 'modality', 'dna']==pytest.approx(bits, abs=1e-4)
     assert s['perplexity', 'source', 'k12']==pytest.approx(256+len(CONTROLS), rel=1e-4)
-    assert s['choice', 'all', '*']==pytest.approx(.25) and s['choice_chance', 'all', '*']==.25
+    assert s['choice', 'all', '*']==pytest.approx(.25) and s['choice_plain', 'all', '*']==s['choice_blind', 'all', '*'] and s['choice_chance', 'all', '*']==.25
     assert s['bleu', 'all', '*']<5
 
 def test_few_clusters_are_reported_and_not_judged(even):
