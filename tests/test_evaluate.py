@@ -183,6 +183,8 @@ def test_a_model_from_elsewhere_is_measured_on_text_alone(tmp_path):
     tok = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token='<|endoftext|>', pad_token='<|endoftext|>', chat_template=plain)
     tok.save_pretrained(lab/'06_finetune/model')
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tok), n_positions=256, n_embd=16, n_layer=1, n_head=2)).save_pretrained(lab/'06_finetune/model')
+    with pytest.raises(ValueError, match='another vocabulary than the shards'): evaluate(lab, 'tiny')
+    write_json(lab/'06_finetune/stage.json', dict(output='brought', basis=dict(params=dict(base='0123'))))
     evaluate(lab, 'tiny')
     s, text = scores(lab), (lab/'07_evaluate/card.md').read_text()
     assert ('bits_per_byte', 'modality', 'text') in s.index and ('bits_per_byte', 'modality', 'dna') not in s.index
