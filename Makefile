@@ -35,7 +35,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev lint
 	@$(VENV)/bin/python tools/notebook_tests.py
-	@$(VENV)/bin/python -m pytest -q tests
+	@$(VENV)/bin/python -m pytest -q -rs tests
 
 lab: $(VENV)/.run
 	$(VENV)/bin/jupyter lab nbs
