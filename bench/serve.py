@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TextIteratorStreamer
 
 from lifelab.core.profile import starter, vocabulary
-from lifelab.serve.engine import Ask, Local, encode, stream
+from lifelab.serve.engine import Local, encode
+from lifelab.serve.turn import Ask
 from lifelab.tokenize.tokenizer import save_tokenizer
 
 def toy(folder):
@@ -38,7 +39,7 @@ def ours(mind, n, tokens):
     "Seconds, tokens, times to the first token"
     async def one(q):
         t, first, last = time.perf_counter(), 0, 0
-        async for p in stream(mind, Ask(q, tokens)): first, last = first or time.perf_counter()-t, p.tokens
+        async for p in mind.stream(Ask(q, tokens)): first, last = first or time.perf_counter()-t, p.tokens
         return first, last
     async def all_of(): return await asyncio.gather(*map(one, questions(n)))
     t = time.perf_counter()

@@ -294,10 +294,11 @@ def test_a_taken_port_is_told():
 def test_another_engine_by_its_address(server, key, monkeypatch):
     "Our own server stands in for vLLM or llama.cpp"
     import asyncio
-    from lifelab.serve.engine import Ask, Remote, stream
+    from lifelab.serve.engine import Remote
+    from lifelab.serve.turn import Ask
     monkeypatch.setenv('LIFELAB_ENGINE_KEY', key)
     engine = Remote(f'{server.url}/v1')
-    async def say(): return [p async for p in stream(engine, Ask([dict(role='user', content='What is life?')], 24, temperature=1., seed=5))]
+    async def say(): return [p async for p in engine.stream(Ask([dict(role='user', content='What is life?')], 24, temperature=1., seed=5))]
     got = asyncio.run(say())
     with OpenAI(base_url=f'{server.url}/v1', api_key=key) as c: alone = ask(c, 'What is life?', top_p=1).choices[0].message.content
     assert engine.name=='lifelab-toy' and ''.join(p.text for p in got)==alone and (got[-1].finish, got[-1].tokens)==('length', 24)
