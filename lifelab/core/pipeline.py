@@ -168,7 +168,8 @@ def quiet_env(
     here = str(Path(sys.modules['lifelab'].__file__).resolve().parent.parent)
     path = os.pathsep.join(dict.fromkeys([here, *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))]))
     return dict(LIFELAB_RUNNER=str(os.getpid()), PYTHONPATH=path, HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1', HF_DATASETS_OFFLINE='1',
-        TOKENIZERS_PARALLELISM='false', WANDB_DISABLED='true', PYDEVD_DISABLE_FILE_VALIDATION='1', PYTHONHASHSEED='0')
+        TOKENIZERS_PARALLELISM='false', WANDB_DISABLED='true', PYDEVD_DISABLE_FILE_VALIDATION='1', PYTHONHASHSEED='0',
+        OMP_WAIT_POLICY=os.environ.get('OMP_WAIT_POLICY', 'PASSIVE'))
 
 # %% ../../nbs/00_core/70_pipeline.ipynb #6bb67343
 def run_notebook(

@@ -36,8 +36,7 @@ def items(
     "Everything there is to learn or to measure, and what it rests on"
     train, unseen = split_questions(qs)
     by_us = dict(source='questions', licence='Apache-2.0', attribution='The LifeLab authors', record='')
-    out = [dict(id=q.id, split=split, topic=q.topic, kind=q.kind, said=q.said, answer=q.answer, **by_us)
-        for split,some in (('train', train), ('unseen', unseen)) for q in some]
+    out = [dict(id=q.id, split=split, topic=q.topic, kind=q.kind, said=q.said, answer=q.answer, **by_us) for split,some in (('train', train), ('unseen', unseen)) for q in some]
     wiki = (r for lang in ('en', 'es', 'fr') for r in records(lab, modality='text', split='train', source=f'ovos-wiki-{lang}'))
     out += [dict(r, split='rule') for r in recall(wiki, qs, most)]
     cards = sorted({s.source for q in qs for s in q.sources if s.source})
@@ -52,15 +51,14 @@ def as_rows(
     "Rows for training and measuring; ValueError when none is left to train on"
     rows = [fitted(tok, i, window) for i in some]
     kept = [r for r in rows if r]
-    if not any(r['split']!='unseen' for r in kept):
-        raise ValueError(f"no question with a sentence of its answer fits the window of {window} tokens: use a base model with a longer one")
+    if not any(r['split']!='unseen' for r in kept): raise ValueError(f"no question with a sentence of its answer fits the window of {window} tokens: use a base model with a longer one")
     return kept, Counter({'longer than the window': len(rows)-len(kept)}) if len(kept)<len(rows) else Counter()
 
 # %% ../../nbs/06_finetune/90_finetune.ipynb #caf6d4bb
 def of_epoch(
     rows:list[dict], # All rows
     n:int, # Epoch, from 1
-    share:float=2., # Rows made by rule for each written one
+    share:float=1., # Rows made by rule for each written one
 )->list[dict]: # Rows of this epoch
     "The rows of one epoch; those made by rule come round again when they run out"
     ours, rules = [r for r in rows if r['split']=='train'], [r for r in rows if r['split']=='rule']
@@ -96,7 +94,7 @@ def unseen_bits(
 def plateau(
     bits:list[float], # Bits per byte of unseen answers, before training and after each epoch
     gain:float=.003, # Least relative gain
-)->bool: # Never before the second epoch
+)->bool:
     "Whether the last epoch gained too little"
     return len(bits)>2 and bits[-1]>min(bits[:-1])*(1-gain)
 
@@ -131,8 +129,7 @@ def answers(
         if r['split']=='unseen': first.setdefault(r['topic'], r)
     out, b = [], bar('answering', len(first), 'answer')
     for r in first.values():
-        with hushed(): said = answer(model, tok, r['said'], tokens)
-        out.append(dict(id=r['id'], topic=r['topic'], kind=r['kind'], prompt=r['said'][-1], wanted=r['answer'], answer=said))
+        with hushed(): out.append(dict(id=r['id'], topic=r['topic'], kind=r['kind'], prompt=r['said'][-1], wanted=r['answer'], answer=answer(model, tok, r['said'], tokens)))
         b.update()
     b.close()
     return out
@@ -142,8 +139,7 @@ def make_rows(
     s:Stage, # The stage
     rows:list[dict], # Rows
     lost:Counter, # Dropped items by reason
-    found:list[dict], # Sources found, from `sources`
-    missing:list[dict], # Sources not found
+    found:list[dict], missing:list[dict], # Sources found and not found
 ):
     "Write what is trained on and what it rests on"
     keep = ('id', 'split', 'topic', 'kind', 'said', 'answer', 'bytes', 'shortened', 'source', 'licence', 'attribution', 'record')
@@ -192,8 +188,7 @@ def make_model(
     merged, more = save_merged(s.folder/'model', kit['model'], kit['tok'], kit['end'])
     after = {a['id']: a['answer'] for a in answers(merged.eval(), kit['tok'], rows, kit['tokens'], s.bar)}
     before = [r for r in pq.read_table(s.folder/'epochs'/'0'/'answers.parquet').to_pylist() if r['id']]
-    both = [{**{k: v for k,v in r.items() if k!='answer'}, 'before':r['answer'], 'after':after[r['id']]} for r in before]
-    write_table(s.folder/'answers.parquet', both or [dict(id='', before='', after='')])
+    write_table(s.folder/'answers.parquet', [{**{k: v for k,v in r.items() if k!='answer'}, 'before':r['answer'], 'after':after[r['id']]} for r in before] or [dict(id='', before='', after='')])
     write_table(s.folder/'scores.parquet', [r for rs in scores for r in rs], sort=['epoch', 'split', 'id'])
     s.commit('model', [*files, *more, s.folder/'answers.parquet', s.folder/'scores.parquet'], note=dict(best_epoch=best))
 
@@ -212,7 +207,7 @@ def finetune(
         if of('rows') and s.done: return s.report()
         (s.folder/'stage.json').unlink(missing_ok=True)
         model, tok, new, end, window = opened(base or s.reading('pretrain')/'model', p, not base)
-        some, found, missing = items(lab, qs, most=2*p.tune_epochs*len(qs))
+        some, found, missing = items(lab, qs, most=p.tune_epochs*len(qs))
         rows, lost = as_rows(tok, some, window)
         if not of('rows'): make_rows(s, rows, lost, found, missing)
         learn(s, p, of, rows, dict(plain=model, tok=tok, end=end, seed=seed, tokens=p.answer_tokens, epochs=p.tune_epochs), new)
