@@ -30,7 +30,7 @@ def optimizers(
     matrices, rest = split_parameters(model)
     out = {}
     if matrices: out['muon'] = torch.optim.Muon(matrices.values(), lr=MATRIX_RATE, weight_decay=0., momentum=.95, nesterov=True)
-    out['adamw'] = torch.optim.AdamW(rest.values(), lr=VECTOR_RATE, betas=(.9, .95), weight_decay=0., fused=True)
+    out['adamw'] = torch.optim.AdamW(rest.values(), lr=VECTOR_RATE, betas=(.9, .99), eps=1e-6, weight_decay=0., fused=True)
     return out
 
 # %% ../../nbs/05_pretrain/50_optim.ipynb #bf17a83c
@@ -38,7 +38,7 @@ def rate(
     step:int, # Step, from 0
     steps:int, # Steps of the whole run
     warm:int=10, # Steps until the peak
-    fall:float=.6, # Share of the run over which the rate falls
+    fall:float=.9, # Share of the run over which the rate falls
 )->float: # Share of the peak rate, above 0, at most 1
     "Learning rate of a step, as a share of the peak; ValueError outside the run"
     if not 0<=step<steps: raise ValueError(f"step {step} of a run of {steps}: give 0 to {steps-1}")
