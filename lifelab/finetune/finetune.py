@@ -36,7 +36,8 @@ def items(
     "Everything there is to learn or to measure, and what it rests on"
     train, unseen = split_questions(qs)
     by_us = dict(source='questions', licence='Apache-2.0', attribution='The LifeLab authors', record='')
-    out = [dict(id=q.id, split=split, topic=q.topic, kind=q.kind, said=q.said, answer=q.answer, **by_us) for split,some in (('train', train), ('unseen', unseen)) for q in some]
+    out = [dict(id=q.id, split=split, topic=q.topic, kind=q.kind, said=q.said, answer=q.answer, **by_us)
+        for split,some in (('train', train), ('unseen', unseen)) for q in some]
     wiki = (r for lang in ('en', 'es', 'fr') for r in records(lab, modality='text', split='train', source=f'ovos-wiki-{lang}'))
     out += [dict(r, split='rule') for r in recall(wiki, qs, most)]
     cards = sorted({s.source for q in qs for s in q.sources if s.source})
@@ -51,7 +52,8 @@ def as_rows(
     "Rows for training and measuring; ValueError when none is left to train on"
     rows = [fitted(tok, i, window) for i in some]
     kept = [r for r in rows if r]
-    if not any(r['split']!='unseen' for r in kept): raise ValueError(f"no question with a sentence of its answer fits the window of {window} tokens: use a base model with a longer one")
+    if not any(r['split']!='unseen' for r in kept):
+        raise ValueError(f"no question with a sentence of its answer fits the window of {window} tokens: use a base model with a longer one")
     return kept, Counter({'longer than the window': len(rows)-len(kept)}) if len(kept)<len(rows) else Counter()
 
 # %% ../../nbs/06_finetune/90_finetune.ipynb #caf6d4bb
@@ -94,7 +96,7 @@ def unseen_bits(
 def plateau(
     bits:list[float], # Bits per byte of unseen answers, before training and after each epoch
     gain:float=.003, # Least relative gain
-)->bool:
+)->bool: # Never before the second epoch
     "Whether the last epoch gained too little"
     return len(bits)>2 and bits[-1]>min(bits[:-1])*(1-gain)
 
@@ -129,7 +131,8 @@ def answers(
         if r['split']=='unseen': first.setdefault(r['topic'], r)
     out, b = [], bar('answering', len(first), 'answer')
     for r in first.values():
-        with hushed(): out.append(dict(id=r['id'], topic=r['topic'], kind=r['kind'], prompt=r['said'][-1], wanted=r['answer'], answer=answer(model, tok, r['said'], tokens)))
+        with hushed(): said = answer(model, tok, r['said'], tokens)
+        out.append(dict(id=r['id'], topic=r['topic'], kind=r['kind'], prompt=r['said'][-1], wanted=r['answer'], answer=said))
         b.update()
     b.close()
     return out
@@ -139,7 +142,8 @@ def make_rows(
     s:Stage, # The stage
     rows:list[dict], # Rows
     lost:Counter, # Dropped items by reason
-    found:list[dict], missing:list[dict], # Sources found and not found
+    found:list[dict], # Sources found, from `sources`
+    missing:list[dict], # Sources not found
 ):
     "Write what is trained on and what it rests on"
     keep = ('id', 'split', 'topic', 'kind', 'said', 'answer', 'bytes', 'shortened', 'source', 'licence', 'attribution', 'record')
@@ -188,7 +192,8 @@ def make_model(
     merged, more = save_merged(s.folder/'model', kit['model'], kit['tok'], kit['end'])
     after = {a['id']: a['answer'] for a in answers(merged.eval(), kit['tok'], rows, kit['tokens'], s.bar)}
     before = [r for r in pq.read_table(s.folder/'epochs'/'0'/'answers.parquet').to_pylist() if r['id']]
-    write_table(s.folder/'answers.parquet', [{**{k: v for k,v in r.items() if k!='answer'}, 'before':r['answer'], 'after':after[r['id']]} for r in before] or [dict(id='', before='', after='')])
+    both = [{**{k: v for k,v in r.items() if k!='answer'}, 'before':r['answer'], 'after':after[r['id']]} for r in before]
+    write_table(s.folder/'answers.parquet', both or [dict(id='', before='', after='')])
     write_table(s.folder/'scores.parquet', [r for rs in scores for r in rs], sort=['epoch', 'split', 'id'])
     s.commit('model', [*files, *more, s.folder/'answers.parquet', s.folder/'scores.parquet'], note=dict(best_epoch=best))
 

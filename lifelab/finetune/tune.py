@@ -23,7 +23,8 @@ def adapt(
     "Wrap a model with LoRA on all its linear layers"
     from peft import LoraConfig, get_peft_model
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0., target_modules='all-linear', trainable_token_indices=sorted(new) or None, task_type='CAUSAL_LM')
+    config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0., target_modules='all-linear',
+        trainable_token_indices=sorted(new) or None, task_type='CAUSAL_LM')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return get_peft_model(model, config)
@@ -40,7 +41,7 @@ def rate(
     step:int, # Step from the very beginning, 0 to steps-1
     steps:int, # Steps in all epochs together
     peak:float=3e-3, # Highest learning rate
-)->float:
+)->float: # Above 0, at most `peak`
     "Learning rate of a step"
     warm = max(1, steps//20)
     if step<warm: return peak*(step+1)/warm
@@ -79,7 +80,8 @@ def load_state(
     "Put a saved state back; ValueError when it belongs to another adapter"
     from safetensors.torch import load_file
     params, saved = trained(model), load_file(folder/'adapter.safetensors')
-    if set(params)!=set(saved): raise ValueError(f"{folder} was saved from another adapter: {len(set(params)^set(saved))} names differ; delete it and tune again")
+    if set(params)!=set(saved):
+        raise ValueError(f"{folder} was saved from another adapter: {len(set(params)^set(saved))} names differ; delete it and tune again")
     with torch.no_grad():
         for n,p in params.items(): p.copy_(saved[n])
     if opt:
