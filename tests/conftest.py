@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def quiet(**more):
     "Environment for subprocesses: one thread each, nothing online but pip, no runner inherited"
     env = {k: v for k,v in os.environ.items() if not k.startswith('LIFELAB_') and k not in ('PYTHONPATH', 'MAKEFLAGS', 'MAKELEVEL')}
-    return {**env, 'OMP_NUM_THREADS':'1', 'HF_HUB_OFFLINE':'1', 'TOKENIZERS_PARALLELISM':'false', 'COLUMNS':'160', **{k: str(v) for k,v in more.items()}}
+    share = str(Path(sys.prefix)/'share/jupyter')
+    return {**env, 'JUPYTER_PATH':share, 'OMP_NUM_THREADS':'1', 'HF_HUB_OFFLINE':'1', 'TOKENIZERS_PARALLELISM':'false', 'COLUMNS':'160', **{k: str(v) for k,v in more.items()}}
 
 def sh(*cmd, cwd=None, timeout=900, **env):
     "Run a command to its end; its CompletedProcess with text output"
