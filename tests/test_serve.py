@@ -210,7 +210,8 @@ def test_a_stream_that_is_left_frees_its_place(server, client):
 def test_a_client_that_does_not_wait_frees_its_place(server, key):
     assert idle(server)
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f'{server.url}/v1/chat/completions', json=dict(model='lifelab-toy', messages=[dict(role='user', content='Talk on')], max_tokens=900), headers={'Authorization': f'Bearer {key}'}, timeout=.2)
+        httpx.post(f'{server.url}/v1/chat/completions', json=dict(model='lifelab-toy', messages=[dict(role='user', content='Talk on')], max_tokens=900, temperature=0),
+            headers={'Authorization': f'Bearer {key}'}, timeout=httpx.Timeout(5, read=.03))
     assert idle(server, 3)
 
 # ---- policy ----

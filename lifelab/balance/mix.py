@@ -27,7 +27,7 @@ def fill(
     return {k: out[k] for k in want}
 
 # %% ../../nbs/03_balance/30_mix.ipynb #4ce2408f
-PARTS = {'text':.69, 'dna':.11, 'protein':.13, 'image':.07}
+PARTS = {'text':.63, 'dna':.11, 'protein':.20, 'image':.06}
 
 def parts(
     modalities, # Those that are there

@@ -10,7 +10,7 @@ import torch
 
 # %% ../../nbs/05_pretrain/50_optim.ipynb #427af392
 MATRIX_RATE = .01 # Peak rate of Muon: the size of a step in units of an orthogonal matrix
-VECTOR_RATE = .005 # Peak rate of AdamW, for embeddings and norms
+VECTOR_RATE = .004 # Peak rate of AdamW, for embeddings and norms
 
 # %% ../../nbs/05_pretrain/50_optim.ipynb #79ec0678
 def split_parameters(
