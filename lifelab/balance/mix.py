@@ -27,7 +27,7 @@ def fill(
     return {k: out[k] for k in want}
 
 # %% ../../nbs/03_balance/30_mix.ipynb #4ce2408f
-PARTS = {'text':.63, 'dna':.11, 'protein':.20, 'image':.06}
+PARTS = {'text':.60, 'dna':.11, 'protein':.19, 'image':.04, 'audio':.02, 'video':.01, 'table':.03}
 
 def parts(
     modalities, # Those that are there

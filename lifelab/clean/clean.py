@@ -27,6 +27,7 @@ LIBRARIES = ('biopython', 'ftfy', 'lxml', 'numpy', 'pillow', 'py3langid', 'pyarr
 
 # %% ../../nbs/02_clean/90_clean.ipynb #2c92c326
 _IMAGES = ('png', 'jpeg', 'tiff')
+_WHOLE = ('image', 'audio', 'video') # What is cut from one file stays in one split
 
 # %% ../../nbs/02_clean/90_clean.ipynb #94dec31c
 def drafts(
@@ -55,7 +56,7 @@ def mended(
     out['modality'] = d.get('modality', 'text')
     if out['modality']=='text' and (why := unfit(out.get('text', ''))):
         return drop(why, f"{len(out.get('text', ''))} characters", out.get('title'), out.get('text') or repr(d.get('text', ''))[:60])
-    out['media'] = hashlib.sha256(d['png']).hexdigest() if 'png' in d else ''
+    out['media'] = hashlib.sha256(d['blob']).hexdigest() if 'blob' in d else ''
     return dict(out, id=record_id(out['modality'], out.get('text', ''), out.get('sequence', ''), out['media']), private=lost)
 
 # %% ../../nbs/02_clean/90_clean.ipynb #dc8fcbf1
@@ -68,9 +69,10 @@ def to_record(
     url = d.get('url') or item.get('url') or ''
     said, origin = label(d, item), Provenance(source=item['source'], item=item.get('item', ''), url=url, licence=lic, attribution=thanks)
     if d['private']: said['labels'].append(dict(name='private characters', value=str(d['private']), by='mend', sure=1.))
-    own = {k: d[k] for k in ('id', 'modality', 'title', 'text', 'sequence', 'media', 'caption', 'pixels', 'parent') if d.get(k)}
-    return Record(source=item['source'], url=url, licence=lic, train=bool(item.get('train', True)) and ruling(lic).train, attribution=thanks,
-        bytes=len(d['png']) if 'png' in d else 0, provenance=[origin], **own, **said)
+    own = {k: d[k] for k in ('id', 'modality', 'title', 'text', 'sequence', 'media', 'caption', 'pixels', 'parent', 'seconds', 'row', 'part',
+        'start') if d.get(k)}
+    return Record(source=item['source'], url=url, simulated=bool(item.get('simulated')), licence=lic, train=bool(item.get('train', True)) and ruling(lic).train, attribution=thanks,
+        bytes=len(d.get('blob', b'')), provenance=[origin], **own, **said)
 
 # %% ../../nbs/02_clean/90_clean.ipynb #79dc5ff5
 def _within(ds, most):
@@ -84,15 +86,15 @@ def _siblings(ds):
     "A name for each draft that its siblings share, or ''"
     many = {}
     for d in ds: many[d.get('parent', '')] = many.get(d.get('parent', ''), 0)+1
-    return [d.get('parent', '') if d['modality']=='image' or (d['modality']=='text' and many[d.get('parent', '')]<=50) else '' for d in ds]
+    return [d.get('parent', '') if d['modality'] in _WHOLE or (d['modality']=='text' and many[d.get('parent', '')]<=50) else '' for d in ds]
 
 # %% ../../nbs/02_clean/90_clean.ipynb #a4f4868f
 def _sketched(ds):
-    "Sketches of drafts as bytes; b'' for pictures"
+    "Sketches of drafts as bytes; b'' for what is compared otherwise"
     out = []
     for i in range(0, len(ds), 2000):
         sets = [shingles(d.get('text') or d.get('sequence') or '', d['modality']) for d in ds[i:i+2000]]
-        out += [b'' if d['modality']=='image' else s.tobytes() for d,s in zip(ds[i:i+2000], sketches(sets))]
+        out += [s.tobytes() if d['modality'] in LEAST else b'' for d,s in zip(ds[i:i+2000], sketches(sets))]
     return out
 
 # %% ../../nbs/02_clean/90_clean.ipynb #ff15ff00
@@ -114,11 +116,11 @@ def _as_drop(d, item):
 
 # %% ../../nbs/02_clean/90_clean.ipynb #272de8d2
 def _keep_media(ds, folder):
-    "Write the pictures of drafts under their content address; their paths"
-    paths = sorted({(folder/'media'/d['media'][:2]/d['media'], d['png']) for d in ds if 'png' in d}, key=lambda x: x[0])
-    for path,png in paths:
+    "Write the pictures, sounds and clips of drafts under their content address; their paths"
+    paths = sorted({(folder/'media'/d['media'][:2]/d['media'], d['blob']) for d in ds if 'blob' in d}, key=lambda x: x[0])
+    for path,blob in paths:
         if not path.exists():
-            with whole(path) as tmp: tmp.write_bytes(png)
+            with whole(path) as tmp: tmp.write_bytes(blob)
     return [p for p,_ in paths]
 
 # %% ../../nbs/02_clean/90_clean.ipynb #bcec7abd

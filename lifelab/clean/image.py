@@ -94,7 +94,7 @@ def _drafts(px, title, side, about):
     for place,t in tiles(px, side):
         said = f'{title}, {place}'
         if t.std()<2: yield drop('blank tile', f'brightness varies by {t.std():.1f} of 255', said)
-        else: yield dict(about, modality='image', title=title, caption=said, png=to_png(t), pixels=t.shape[0]*t.shape[1])
+        else: yield dict(about, modality='image', title=title, caption=said, blob=to_png(t), pixels=t.shape[0]*t.shape[1])
 
 # %% ../../nbs/02_clean/50_image.ipynb #f7a0f9c4
 def image(
@@ -102,7 +102,7 @@ def image(
     item:dict, # Row of stage 1
     side:int=128, # Side of a tile, pixels
 ):
-    "Yield drafts of image records, their pixels as PNG in `png`, and what was dropped"
+    "Yield drafts of image records, their pixels as PNG in `blob`, and what was dropped"
     about, title = dict(parent=item.get('item', '')), name_of(item)
     planes = _planes(data) if item['format']=='tiff' else _picture(data)[None]
     if planes[0].size//3>MOST_PIXELS: raise Refused('too large', f'{planes.shape} pixels')

@@ -17,7 +17,7 @@ from ..core.record import Domain, Modality
 
 # %% ../../nbs/01_collect/10_cards.ipynb #203f6c82
 FORMATS = ('wiki-json', 'jats', 'obo', 'owl', 'oec-xml', 'proverbs', 'quotes', 'html', 'text', 'markdown', 'fasta', 'genbank', 'moclo-json',
-    'csv', 'png', 'tiff', 'jpeg')
+    'csv', 'parquet', 'sbml', 'simulation', 'png', 'tiff', 'jpeg', 'wav', 'mp3', 'ogg', 'flac', 'mp4')
 
 # %% ../../nbs/01_collect/10_cards.ipynb #4ed38163
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Card:
     language:str = '' # ISO 639-1
     region:str = ''
     school:str = ''
+    simulated:bool = False # Made by a simulator, not observed
     body:str = '' # The prose
 
 # %% ../../nbs/01_collect/10_cards.ipynb #23d88137
@@ -122,7 +123,7 @@ def read_card(
     given, body = _front(Path(path).read_text(encoding='utf-8'), name)
     _sure(given.get('name')==name, name, f"its name is {given.get('name')!r}", 'name and file name must be the same')
     _sure(isinstance(given.get('version'), str), name, f"version is {given.get('version')!r}", 'put it in quotes')
-    given = {k: v if isinstance(v, (dict, list)) else str(v) for k,v in given.items()}
+    given = {k: v if isinstance(v, (bool, dict, list)) else str(v) for k,v in given.items()}
     members = tuple(_build(Member, m, name) for m in given.get('members', ()))
     card = _build(Card, {**given, 'members':members, 'body':body}, name)
     _check(card)

@@ -27,14 +27,14 @@ LIBRARIES = ('pyarrow', 'pyyaml')
 
 # %% ../../nbs/01_collect/90_collect.ipynb #b58bbb5f
 COLUMNS = ('item', 'source', 'path', 'format', 'bytes', 'licence', 'train', 'attribution', 'url', 'domain', 'modality', 'language',
-    'region', 'school', 'title')
+    'region', 'school', 'title', 'simulated')
 
 # %% ../../nbs/01_collect/90_collect.ipynb #4e8dedc4
 def _row(card, member, path, item, size, **own):
     "The row of one file; `own` is what the file says of itself"
     said = {k: of(card, member, k) for k in ('licence', 'attribution', 'url', 'domain', 'modality', 'language', 'title')}
     row = {**said, **own, 'item':item, 'source':card.name, 'path':path, 'format':member.format, 'bytes':size}
-    row |= dict(region=card.region, school=card.school, train=ruling(row['licence']).train)
+    row |= dict(region=card.region, school=card.school, simulated=card.simulated, train=ruling(row['licence']).train)
     return {k: row[k] for k in COLUMNS}
 
 # %% ../../nbs/01_collect/90_collect.ipynb #4f3b30af
@@ -146,7 +146,7 @@ def tables(
 )->list[str]: # Names of the files written
     "Write items.parquet, dropped.parquet and manifest.yaml"
     import pyarrow as pa, yaml
-    types = {'bytes':pa.int64(), 'train':pa.bool_()}
+    types = {'bytes':pa.int64(), 'train':pa.bool_(), 'simulated':pa.bool_()}
     items = pa.schema([(c, types.get(c, pa.string())) for c in COLUMNS])
     write_table(where/'items.parquet', [r for p in parts for r in p['rows']], items, sort=['source', 'path'])
     gone = pa.schema([(c, pa.string()) for c in ('source', 'path', 'reason', 'detail')])

@@ -23,6 +23,13 @@ class Profile:
     protein_merges:int # Merges of protein letters
     image_codes:int # Entries of the image codebook
     patch_px:int # Side of one image patch, pixels: (tile_px/patch_px)² tokens an image
+    audio_rate:int # Samples a second that every sound is brought to
+    clip_seconds:float # Length of a sound record, seconds
+    audio_codes:int # Entries of each book of sound codes
+    audio_books:int # Books, each of what the one before left over: 62.5 × audio_books tokens a second
+    frame_px:int # Side of a video frame, pixels
+    clip_frames:int # Frames of a video record: clip_frames × (frame_px/patch_px)² tokens
+    sim_runs:int # Runs of each simulator
     window:int # Tokens a model sees at once
     layers:int # Decoder layers
     hidden:int # Width of the model
@@ -45,16 +52,19 @@ _STARTER = (*_TINY, 'gene-ontology', 'plos-papers', 'exoplanets', 'sequence-onto
 
 # %% ../../nbs/00_core/10_profile.ipynb #8cc8740e
 tiny = Profile('tiny', _TINY, most_records=300, segment_bases=20_000, tile_px=64, text_vocab=1024, dna_merges=128, protein_merges=64,
-    image_codes=128, patch_px=8, window=128, layers=2, hidden=64, heads=4, kv_heads=2, batch_rows=16, steps=60, save_every=15,
+    image_codes=128, patch_px=8, audio_rate=16_000, clip_seconds=2., audio_codes=64, audio_books=1, frame_px=32, clip_frames=4, sim_runs=4,
+    window=128, layers=2, hidden=64, heads=4, kv_heads=2, batch_rows=16, steps=60, save_every=15,
     tune_epochs=2, lora_rank=4, probe_docs=8, answer_tokens=24)
 
 # %% ../../nbs/00_core/10_profile.ipynb #51accdc6
 starter = Profile('starter', _STARTER, most_records=60_000, segment_bases=20_000, tile_px=128, text_vocab=8192, dna_merges=64, protein_merges=16,
-    image_codes=512, patch_px=8, window=320, layers=3, hidden=256, heads=4, kv_heads=2, batch_rows=6, steps=600, save_every=100,
+    image_codes=512, patch_px=8, audio_rate=16_000, clip_seconds=2., audio_codes=256, audio_books=2, frame_px=64, clip_frames=4, sim_runs=40,
+    window=320, layers=3, hidden=256, heads=4, kv_heads=2, batch_rows=6, steps=600, save_every=100,
     tune_epochs=6, lora_rank=8, probe_docs=48, answer_tokens=96)
 
 # %% ../../nbs/00_core/10_profile.ipynb #1a9c78ea
 gpu = replace(starter, name='gpu', text_vocab=16_384, dna_merges=1024, protein_merges=512, image_codes=1024,
+    clip_seconds=4., audio_codes=512, audio_books=4, frame_px=128, clip_frames=4, sim_runs=400,
     window=1024, layers=12, hidden=768, heads=12, kv_heads=4, batch_rows=64, steps=8000,
     save_every=500, lora_rank=16, probe_docs=400, answer_tokens=256)
 
@@ -87,8 +97,8 @@ def profile(
 def vocabulary(
     p:Profile, # How big the run is
 )->int: # Tokens, rounded up to a multiple of 64
-    "Size of the vocabulary: text, letters with their merges, image codes, control tokens"
-    return -(-(p.text_vocab+p.dna_merges+p.protein_merges+p.image_codes+256)//64)*64
+    "Size of the vocabulary: text, letters with their merges, image and sound codes, control tokens"
+    return -(-(p.text_vocab+p.dna_merges+p.protein_merges+p.image_codes+p.audio_codes*p.audio_books+256)//64)*64
 
 # %% ../../nbs/00_core/10_profile.ipynb #3c789357
 def parameters(
@@ -109,8 +119,10 @@ def plan(
     n, toks = parameters(p), p.steps*p.batch_rows*p.window
     rows = [('sources', len(p.sources), 'data cards collected'),
         ('vocabulary', vocabulary(p), f'{p.text_vocab:,} text, {p.dna_merges:,} dna and {p.protein_merges:,} protein merges, '
-            f'{p.image_codes:,} image codes, 256 kept for letters and control'),
+            f'{p.image_codes:,} image and {p.audio_codes*p.audio_books:,} sound codes, 256 kept for letters and control'),
         ('tokens per image', (p.tile_px//p.patch_px)**2, f'a {p.tile_px} px tile in {p.patch_px} px patches'),
+        ('tokens per sound', round(62.5*p.audio_books*p.clip_seconds), f'{p.clip_seconds:g} s in {p.audio_books} codes every 16 ms'),
+        ('tokens per video', p.clip_frames*(p.frame_px//p.patch_px)**2, f'{p.clip_frames} frames of {p.frame_px} px in {p.patch_px} px patches'),
         ('parameters', n, f'{p.layers} layers of width {p.hidden}, embeddings tied'),
         ('tokens seen', toks, f'{p.steps:,} steps of {p.batch_rows} windows of {p.window} tokens'),
         ('tokens per parameter', round(toks/n, 2), 'about 20 is compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556); fewer is under-trained'),

@@ -58,6 +58,7 @@ class About(BaseModel):
     region:str = '' # Part of the world it speaks from or of, '' when unknown
     school:str = '' # Philosophical school or tradition, '' when none
     title:str = ''
+    simulated:bool = False # Made by a simulator whose rules are known, not observed
 
 # %% ../../nbs/00_core/40_record.ipynb #da636a24
 class Record(About):
@@ -71,6 +72,9 @@ class Record(About):
     bases:int = 0 # Letters of DNA or protein
     seconds:float = 0.
     pixels:int = 0 # Width times height
+    row:str = '' # The table row behind a sentence, as a JSON object
+    part:int = 0 # Place among the records cut from the same parent, from 0
+    start:float = 0. # Where it begins in its recording, seconds
     cluster:str = '' # Near-duplicates, homologs and siblings share it; splits go by it
     parent:str = '' # Record or raw item that this one was cut from
     provenance:list[Provenance] = []

@@ -106,7 +106,7 @@ def encode_record(
 )->list[int]: # Ids of the document, without the token that ends it
     "Ids of a record; ValueError for a modality that has no tokens yet"
     title, kind = record.get('title') or '', record['modality']
-    if kind=='text': return encode_text(record['text'] if not title or record['text'].startswith(title) else title+'\n\n'+record['text'], tok)
+    if kind in ('text', 'table'): return encode_text(record['text'] if not title or record['text'].startswith(title) else title+'\n\n'+record['text'], tok)
     if kind not in ('dna', 'protein', 'image'): raise ValueError(f"no tokens for {kind} yet: text, dna, protein and image have them")
     inner = _span(record, codec, media)
     inner = to_chars(inner, kind, sixmer_of(tok)) if kind in LETTERS else inner
@@ -124,6 +124,7 @@ def _kind(data):
     if data[:2] not in (b'\xf3\xb0', b'\xf3\xb1', b'\xf3\xb2', b'\xf3\xb4') or len(data)%4: return 1, 0
     chars = data.decode('utf-8')
     if data[1]==0xB1: return 4, len(chars)
+    if data[1]==0xB4: return 5, len(chars)
     return (3 if 0xF0100<=ord(chars[0])<0xF0200 else 2), len(to_letters(chars))
 
 # %% ../../nbs/04_tokenize/40_tokenizer.ipynb #fcac7f98
