@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 PROFILE ?= starter
 
-.PHONY: help demo test lab docs lint readme clean
+.PHONY: help demo test lab docs lint readme browser clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,12 +33,18 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run
 	@$(VENV)/bin/lifelab run --profile $(PROFILE)
 
-test: $(VENV)/.dev lint
+test: $(VENV)/.dev lint browser
 	@$(VENV)/bin/python tools/notebook_tests.py
 	@$(VENV)/bin/python -m pytest -q -rs tests
 
 lab: $(VENV)/.run
-	$(VENV)/bin/jupyter lab nbs
+	$(VENV)/bin/jupyter lab nbs --MappingKernelManager.root_dir="$(CURDIR)"
+
+# The page, site and JupyterLab tests drive a browser; where it cannot be installed they say so and their counterparts run.
+browser:
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; }; } \
+		|| echo "no Chromium here: the browser tests will be skipped (on Debian: apt-get install chromium)"
 
 lint: $(VENV)/.dev
 	@$(VENV)/bin/python tools/lint.py

@@ -1,5 +1,5 @@
 """Shared fixtures: the checkout, a copy of LifeLab installed in an environment of its own, and one finished tiny run made with that copy."""
-import os, subprocess, sys, sysconfig
+import os, shutil, subprocess, sys, sysconfig
 from pathlib import Path
 
 import pytest
@@ -52,3 +52,16 @@ def tiny(installed, tmp_path_factory):
     done = sh(installed, 'run', '--profile', 'tiny', cwd=work)
     assert done.returncode==0, done.stdout[-3000:]+done.stderr[-3000:]
     return work, done.stdout, time.monotonic()-t
+
+@pytest.fixture(scope='module')
+def chromium(tmp_path_factory):
+    "A browser context of its own (desktop size), driven by playwright; the page fails a test that lets a script error pass"
+    path = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
+    if not path: pytest.skip('no Chromium on PATH: `make browser` installs it on Debian and Ubuntu')
+    from playwright.sync_api import sync_playwright
+    flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+    with sync_playwright() as p:
+        at = p.chromium.launch_persistent_context(str(tmp_path_factory.mktemp('browser')), executable_path=path, headless=True, args=flags,
+            viewport={'width':1280, 'height':900})
+        yield at
+        at.close()
