@@ -126,7 +126,9 @@ def stages(nbs):
         if len(nb.code)>MOST['stage_cells']: yield nb.name, f'{len(nb.code)} code cells', f"at most {MOST['stage_cells']}"
         tagged = [s for _,c,s in nb.code if 'parameters' in c['metadata'].get('tags', ())]
         if len(tagged)!=1: yield nb.name, f'{len(tagged)} cells tagged parameters', 'exactly one'; continue
-        asked = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(tagged[0]).body if isinstance(n, ast.Assign)}
+        asked = {n.target.id: ast.literal_eval(n.value) for n in ast.parse(tagged[0]).body if isinstance(n, ast.AnnAssign)}
+        if bare := [n.targets[0].id for n in ast.parse(tagged[0]).body if isinstance(n, ast.Assign)]:
+            yield nb.name, f'parameters without a type: {bare}', 'papermill --help-notebook shows it: `seed:int = 0`'
         if len(asked)>MOST['params']: yield nb.name, f'{len(asked)} parameters', f"at most {MOST['params']}"
         if bare := [l for l in tagged[0].splitlines() if '=' in l and '#' not in l]: yield nb.name, f'no comment behind {bare[0]!r}', 'papermill --help-notebook shows it'
         stage = nb.path.stem.split('_', 1)[1]
