@@ -71,8 +71,8 @@ def to_record(
     if d['private']: said['labels'].append(dict(name='private characters', value=str(d['private']), by='mend', sure=1.))
     own = {k: d[k] for k in ('id', 'modality', 'title', 'text', 'sequence', 'media', 'caption', 'pixels', 'parent', 'seconds', 'row', 'part',
         'start') if d.get(k)}
-    return Record(source=item['source'], url=url, simulated=bool(item.get('simulated')), licence=lic, train=bool(item.get('train', True)) and ruling(lic).train, attribution=thanks,
-        bytes=len(d.get('blob', b'')), provenance=[origin], **own, **said)
+    return Record(source=item['source'], url=url, simulated=bool(item.get('simulated')), licence=lic, attribution=thanks,
+        train=bool(item.get('train', True)) and ruling(lic).train, bytes=len(d.get('blob', b'')), provenance=[origin], **own, **said)
 
 # %% ../../nbs/02_clean/90_clean.ipynb #79dc5ff5
 def _within(ds, most):

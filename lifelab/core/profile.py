@@ -31,10 +31,8 @@ class Profile:
     clip_frames:int # Frames of a video record: clip_frames × (frame_px/patch_px)² tokens
     sim_runs:int # Runs of each simulator
     window:int # Tokens a model sees at once
-    layers:int # Decoder layers
-    hidden:int # Width of the model
-    heads:int # Query heads
-    kv_heads:int # Key and value heads (grouped-query attention)
+    layers:int; hidden:int # Decoder layers, and their width
+    heads:int; kv_heads:int # Query heads; heads of keys and values (grouped-query attention)
     batch_rows:int # Windows in a batch, over all processes
     steps:int # Optimizer steps of pre-training
     save_every:int # Steps between checkpoints
