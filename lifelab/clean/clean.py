@@ -15,7 +15,9 @@ from .label import label
 from .mend import mend, unfit
 from .prose import drop, prose
 from .sequence import READERS as SEQUENCES, sequence
+from .sound import sound
 from .unpack import Refused, unpack
+from .video import video
 from ..core.lab import Stage, whole, write_table
 from ..core.licence import ruling
 from ..core.profile import profile as profile_of
@@ -23,10 +25,11 @@ from ..core.record import Provenance, Record, arrow_schema, merge, record_id
 
 # %% ../../nbs/02_clean/90_clean.ipynb #8a1212cd
 READS = ('collect',)
-LIBRARIES = ('biopython', 'ftfy', 'lxml', 'numpy', 'pillow', 'py3langid', 'pyarrow', 'pydantic', 'rensa', 'resiliparse', 'tifffile')
+LIBRARIES = ('av', 'biopython', 'ftfy', 'lxml', 'numpy', 'pillow', 'py3langid', 'pyarrow', 'pydantic', 'rensa', 'resiliparse', 'soundfile', 'soxr', 'tifffile')
 
 # %% ../../nbs/02_clean/90_clean.ipynb #2c92c326
 _IMAGES = ('png', 'jpeg', 'tiff')
+_SOUNDS = ('wav', 'mp3', 'ogg', 'flac')
 _WHOLE = ('image', 'audio', 'video') # What is cut from one file stays in one split
 
 # %% ../../nbs/02_clean/90_clean.ipynb #94dec31c
@@ -40,6 +43,8 @@ def drafts(
         data = unpack(path)
         if item['format'] in SEQUENCES: yield from sequence(data, item, p.segment_bases)
         elif item['format'] in _IMAGES: yield from image(data, item, p.tile_px)
+        elif item['format'] in _SOUNDS: yield from sound(data, item, p.audio_rate, p.clip_seconds)
+        elif item['format']=='mp4': yield from video(data, item, p)
         else: yield from prose(data, item)
     except Refused as e: yield drop(e.reason, e.detail, item.get('title'))
     except Exception as e: yield drop('reader failed', f'{type(e).__name__}: {e}', item.get('title'))
