@@ -6,7 +6,7 @@
 __all__ = ['EVERY', 'MOST_FILM', 'moments', 'film_length', 'frames_at', 'focus', 'to_apng', 'video']
 
 # %% ../../nbs/02_clean/54_video.ipynb #357c10d7
-import io, struct
+import struct
 import numpy as np
 from .image import MOST_PIXELS, tiles, to_png
 from .prose import drop, name_of
@@ -86,7 +86,7 @@ def _sums(a, side):
     s = np.pad(a.cumsum(0).cumsum(1), ((1,0), (1,0)))
     return s[side:,side:]-s[:-side,side:]-s[side:,:-side]+s[:-side,:-side]
 
-# %% ../../nbs/02_clean/54_video.ipynb #93db4d9a
+# %% ../../nbs/02_clean/54_video.ipynb #173cd094
 def focus(
     px:np.ndarray, # Frames of a clip, shape (n,h,w,3), uint8
     noise:int=16, # Changes of brightness up to this, of 255, do not count
@@ -96,8 +96,8 @@ def focus(
     moved = np.abs(np.diff(px.mean(-1), axis=0))
     moved = np.where(moved>noise, moved, 0).sum(0); all_ = moved.sum()
     if all_>0 and s>=4 and (sums := _sums(moved, s//2)).max()>=all_/2:
-        best = np.argwhere(sums>=sums.max()*.999)
-        return *map(int, best[len(best)//2]), s//2
+        top, left = np.median(np.argwhere(sums>=sums.max()*.999), axis=0)
+        return int(top), int(left), s//2
     return (h-s)//2, (w-s)//2, s
 
 # %% ../../nbs/02_clean/54_video.ipynb #93b3602c
@@ -125,6 +125,13 @@ def to_apng(
     return head+_chunk(b'acTL', struct.pack('>2I', n, 0))+b''.join(parts)+_chunk(b'IEND', b'')
 
 # %% ../../nbs/02_clean/54_video.ipynb #084e7764
+def _still(px, top, left, side):
+    "The largest square of a picture that is nearest to the middle of another"
+    h, w = px.shape[:2]; s = min(h, w)
+    y, x = (int(np.clip(at+side//2-s//2, 0, room-s)) for at,room in ((top, h), (left, w)))
+    return px[y:y+s,x:x+s]
+
+# %% ../../nbs/02_clean/54_video.ipynb #ab79f781
 def _clips(px, plan, end, title, tile_px, frame_px, about):
     "Drafts of the clips of a film and of one frame of each; `px` has the frames of all clips in order"
     from PIL import Image
@@ -136,7 +143,7 @@ def _clips(px, plan, end, title, tile_px, frame_px, about):
         if some.std()<2: yield drop('blank clip', f'brightness varies by {some.std():.1f} of 255', said); continue
         cut = np.stack([np.asarray(Image.fromarray(p[top:top+s,left:left+s]).resize((frame_px, frame_px), Image.Resampling.BICUBIC)) for p in some])
         yield dict(own, modality='video', caption=said, seconds=long, blob=to_apng(cut, long), pixels=n*frame_px**2)
-        whole = next(tiles(some[mid], tile_px))[1]
+        whole = next(tiles(_still(some[mid], top, left, s), tile_px))[1]
         yield dict(own, modality='image', start=at[mid], caption=f'{title}, frame at second {at[mid]:.1f} of {end:.1f}', blob=to_png(whole), pixels=tile_px**2)
 
 # %% ../../nbs/02_clean/54_video.ipynb #ec43b705
