@@ -9,7 +9,7 @@ __all__ = ['READS', 'LIBRARIES', 'LEAST', 'drafts', 'mended', 'to_record', 'part
 import hashlib, re
 from pathlib import Path
 import numpy as np
-from .dedup import dedup, shingles, sketches
+from .dedup import dedup, shingles, sketches, union
 from .image import image
 from .label import label
 from .mend import mend, unfit
@@ -25,7 +25,8 @@ from ..core.record import Provenance, Record, arrow_schema, merge, record_id
 
 # %% ../../nbs/02_clean/90_clean.ipynb #8a1212cd
 READS = ('collect',)
-LIBRARIES = ('av', 'biopython', 'ftfy', 'lxml', 'numpy', 'pillow', 'py3langid', 'pyarrow', 'pydantic', 'rensa', 'resiliparse', 'soundfile', 'soxr', 'tifffile')
+LIBRARIES = ('av', 'biopython', 'ftfy', 'lxml', 'numpy', 'pillow', 'py3langid', 'pyarrow', 'pydantic', 'rensa', 'resiliparse', 'soundfile', 'soxr',
+    'tifffile')
 
 # %% ../../nbs/02_clean/90_clean.ipynb #2c92c326
 _IMAGES = ('png', 'jpeg', 'tiff')
@@ -211,13 +212,28 @@ def _under_cap(t, most):
 LEAST = {'text': .7, 'dna': .5, 'protein': .5}
 
 # %% ../../nbs/02_clean/90_clean.ipynb #5f63c042
+def _of_kind(t, modality):
+    "Rows of one modality"
+    import pyarrow.compute as pc
+    return t.filter(pc.equal(t['modality'], modality))
+
+# %% ../../nbs/02_clean/90_clean.ipynb #023876a0
 def _clustered(t, modality):
     "Rows of one modality with their cluster filled in"
     import pyarrow as pa
-    t = t.filter(pa.array([m==modality for m in t['modality'].to_pylist()], pa.bool_()))
+    t = _of_kind(t, modality)
     sk = np.frombuffer(b''.join(t['sketch'].to_pylist()), 'u4').reshape(len(t), -1) if modality in LEAST else None
     named = dedup(t['id'].to_pylist(), sk, t['sibling'].to_pylist(), LEAST.get(modality, 1.))
     return t.set_column(t.column_names.index('cluster'), 'cluster', pa.array(named, pa.string()))
+
+# %% ../../nbs/02_clean/90_clean.ipynb #09e2b437
+def _kin(t):
+    "Rows of all modalities, with clusters joined that hold pieces of the same file"
+    import pyarrow as pa
+    own, first = t['cluster'].to_pylist(), {}
+    names = sorted(set(own)); at = {c: i for i,c in enumerate(names)}
+    top = union(len(names), [(at[first.setdefault(s, c)], at[c]) for c,s in zip(own, t['sibling'].to_pylist()) if s])
+    return t.set_column(t.column_names.index('cluster'), 'cluster', pa.array([names[top[at[c]]] for c in own], pa.string()))
 
 # %% ../../nbs/02_clean/90_clean.ipynb #a088075f
 def _write_records(t, modality, folder, rows=20_000):
@@ -249,14 +265,16 @@ def warehouse(
     bar, # Progress, one step a modality
 )->dict: # Arguments of `Stage.commit`
     "Merge, cap, cluster and write all records, and the tables of the dropped"
+    import pyarrow as pa
     t, drops = _gathered(keys, folder)
     t, lost = merged(t)
     gone = _retracted(t, drops)
     if gone.any(): lost += [_dropped_row(r, 'retracted', f"{r['parent']} was retracted") for r in t.filter(gone).to_pylist()]
     t = t.filter(~gone)
     inside = _under_cap(t, most)
-    t, files = t.filter(inside), []
-    for m in sorted(set(t['modality'].to_pylist())): files += _write_records(_clustered(t, m), m, folder); bar.update(1, m)
+    t, files, kinds = t.filter(inside), [], sorted(set(t.filter(inside)['modality'].to_pylist()))
+    t = _kin(pa.concat_tables([t.slice(0, 0), *(_clustered(t, m) for m in kinds)]))
+    for m in kinds: files += _write_records(_of_kind(t, m), m, folder); bar.update(1, m)
     why = _tally([d['reason'] for d in lost])
     if (~inside).any(): why["over the profile's cap"] = int((~inside).sum())
     for m in sorted({d['modality'] for d in drops+lost}):

@@ -173,5 +173,6 @@ def video(
     if 'audio' not in kinds: return
     try: x, rate, _ = track(data, zero)
     except Refused as e: yield drop(e.reason, f'sound track: {e.detail}', title); return
+    if not len(x): yield drop('empty', 'the sound track holds no samples', title); return
     x = x[:round(MOST_FILM*rate)]
     yield from audio_clips(levelled(x, rate, p.audio_rate), f'{title}, sound track', p.audio_rate, p.clip_seconds, **about)
