@@ -17,7 +17,7 @@ from ..core.record import Domain, Modality
 
 # %% ../../nbs/01_collect/10_cards.ipynb #203f6c82
 FORMATS = ('wiki-json', 'jats', 'obo', 'owl', 'oec-xml', 'proverbs', 'quotes', 'html', 'text', 'markdown', 'fasta', 'genbank', 'moclo-json',
-    'csv', 'parquet', 'sbml', 'simulation', 'png', 'tiff', 'jpeg', 'wav', 'mp3', 'ogg', 'flac', 'mp4')
+    'csv', 'parquet', 'sbml', 'oec-table', 'simulation', 'png', 'tiff', 'jpeg', 'wav', 'mp3', 'ogg', 'flac', 'mp4')
 
 # %% ../../nbs/01_collect/10_cards.ipynb #4ed38163
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Card:
     region:str = ''
     school:str = ''
     simulated:bool = False # Made by a simulator, not observed
+    maker:str = '' # Function of stage 1 that makes the source, in place of a wheel
     body:str = '' # The prose
 
 # %% ../../nbs/01_collect/10_cards.ipynb #23d88137
@@ -90,6 +91,7 @@ def _build(cls, given, card):
 def _check(card):
     "Raise ValueError for a value that cannot be right"
     c, digits = card.name, re.compile('[0-9a-f]{64}').fullmatch
+    if card.maker: return _sure(not (card.wheel or card.members), c, 'it has a maker and a wheel or members', 'what is made here is not fetched: keep one')
     _sure(digits(card.wheel_sha256), c, f"wheel_sha256 is {card.wheel_sha256!r}", 'give the 64 digits of `sha256sum`')
     _sure(card.wheel.endswith('.whl') and '/' not in card.wheel, c, f"wheel is {card.wheel!r}", 'give the name of a .whl file')
     _sure(card.licence_from in ('', 'jats'), c, f"licence_from is {card.licence_from!r}", "leave it out, or write 'jats'")
@@ -122,6 +124,7 @@ def read_card(
     name = Path(path).stem
     given, body = _front(Path(path).read_text(encoding='utf-8'), name)
     _sure(given.get('name')==name, name, f"its name is {given.get('name')!r}", 'name and file name must be the same')
+    if given.get('maker'): given = dict.fromkeys(('package', 'version', 'wheel', 'wheel_sha256'), '') | given
     _sure(isinstance(given.get('version'), str), name, f"version is {given.get('version')!r}", 'put it in quotes')
     given = {k: v if isinstance(v, (bool, dict, list)) else str(v) for k,v in given.items()}
     members = tuple(_build(Member, m, name) for m in given.get('members', ()))
