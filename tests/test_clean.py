@@ -48,7 +48,7 @@ BAD = {
     'cut.xml.gz': ('oec-xml', 'text', gzip.compress(b'<systems><system/></systems>'*99)[:-9], 'corrupt'), 'sayings.json': ('proverbs', 'text', b'{}', 'malformed'),
     'empty.txt': ('text', 'text', b'', 'empty'), 'zeros.txt': ('text', 'text', bytes(100), 'empty'), 'binary.txt': ('text', 'text', png(), 'binary'),
     'private.txt': ('text', 'text', '\ue000\ue001'.encode(), 'private-use characters only'), 'digits.txt': ('text', 'text', b'1 2 3 4 5 6 7 8 9 10 11 12 13 14', 'few letters'),
-    'short.md': ('markdown', 'text', b'# Hi\nYes.', 'too short'), 'nocolumn.csv': ('csv', 'text', b'a,b\n1,2\n', 'no text column'), 'x.docx': ('docx', 'text', b'PK..', 'no reader'),
+    'short.md': ('markdown', 'text', b'# Hi\nYes.', 'too short'), 'numbers.csv': ('csv', 'table', b'1,2\n3,4\n', 'no header'), 'x.docx': ('docx', 'text', b'PK..', 'no reader'),
     'noheader.fasta': ('fasta', 'dna', b'ACGT\n', 'malformed'), 'letters.fasta': ('fasta', 'dna', b'>a\nACGT!!ACGT\n', 'illegal letters'), 'stop.faa': ('fasta', 'protein', b'>p\nMKV*LL\n', 'illegal letters'),
     'bare.fasta': ('fasta', 'dna', b'>a\n>b\n', 'no sequence'), 'n.fasta': ('fasta', 'dna', b'>a\n'+b'N'*200, 'mostly unknown letters'), 'cut.fa.gz': ('fasta', 'dna', gzip.compress(b'>a\n'+b'ACGT'*999)[:-20], 'corrupt'),
     'virus.fasta': ('fasta', 'dna', b'>NC_1 Example human virus 1, complete genome\n'+b'ACGTTGCA'*20, 'virus of eukaryotes'),

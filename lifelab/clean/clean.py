@@ -15,9 +15,11 @@ from .label import label
 from .mend import mend, unfit
 from .prose import drop, prose
 from .sequence import READERS as SEQUENCES, sequence
+from .simulation import simulation
 from .sound import sound
+from .table import TABLES, table
 from .unpack import Refused, unpack
-from .video import video
+from .video import to_apng, video
 from ..core.lab import Stage, whole, write_table
 from ..core.licence import ruling
 from ..core.profile import profile as profile_of
@@ -25,8 +27,8 @@ from ..core.record import Provenance, Record, arrow_schema, merge, record_id
 
 # %% ../../nbs/02_clean/90_clean.ipynb #8a1212cd
 READS = ('collect',)
-LIBRARIES = ('av', 'biopython', 'ftfy', 'lxml', 'numpy', 'pillow', 'py3langid', 'pyarrow', 'pydantic', 'rensa', 'resiliparse', 'soundfile', 'soxr',
-    'tifffile')
+LIBRARIES = ('av', 'biopython', 'ftfy', 'lxml', 'numpy', 'pillow', 'py3langid', 'pyarrow', 'pydantic', 'python-libsbml', 'rensa', 'resiliparse',
+    'soundfile', 'soxr', 'tifffile')
 
 # %% ../../nbs/02_clean/90_clean.ipynb #2c92c326
 _IMAGES = ('png', 'jpeg', 'tiff')
@@ -46,6 +48,8 @@ def drafts(
         elif item['format'] in _IMAGES: yield from image(data, item, p.tile_px)
         elif item['format'] in _SOUNDS: yield from sound(data, item, p.audio_rate, p.clip_seconds)
         elif item['format']=='mp4': yield from video(data, item, p)
+        elif item['format'] in TABLES: yield from table(data, item)
+        elif item['format']=='simulation': yield from simulation(data, item, p, to_apng)
         else: yield from prose(data, item)
     except Refused as e: yield drop(e.reason, e.detail, item.get('title'))
     except Exception as e: yield drop('reader failed', f'{type(e).__name__}: {e}', item.get('title'))
@@ -92,7 +96,8 @@ def _siblings(ds):
     "A name for each draft that its siblings share, or ''"
     many = {}
     for d in ds: many[d.get('parent', '')] = many.get(d.get('parent', ''), 0)+1
-    return [d.get('parent', '') if d['modality'] in _WHOLE or (d['modality']=='text' and many[d.get('parent', '')]<=50) else '' for d in ds]
+    own = lambda d: d['modality'] in _WHOLE or (d['modality']=='text' and many[d.get('parent', '')]<=50)
+    return [d.get('sibling', '') or (d.get('parent', '') if own(d) else '') for d in ds]
 
 # %% ../../nbs/02_clean/90_clean.ipynb #a4f4868f
 def _sketched(ds):

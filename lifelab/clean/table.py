@@ -140,7 +140,7 @@ def draft(
 )->dict:
     "Draft of one row"
     return dict(modality='table', text=text, row=json.dumps(row, sort_keys=True, ensure_ascii=False), title=title, part=part, parent=item.get('item', ''),
-        sibling=sibling and f"{item.get('source', '')} {sibling}", language='en')
+        sibling=sibling, language='en')
 
 TITLES = ('title', 'name', 'species', 'organism', 'id', 'accession', 'gene', 'sample', 'strain', 'scientific_name')
 
@@ -154,7 +154,7 @@ def rows(
         if isinstance(r, str): yield drop('ragged row', f'line {line}: {r}', name_of(item)); continue
         if not r: yield drop('empty row', f'line {line}: every cell is missing', name_of(item)); continue
         if {'Individual ID', 'Species', 'Island', 'Date Egg'}<=set(r):
-            yield draft(r, penguin(r), f"{r['Species'].split(' (')[0]} {r['Individual ID']}", line, item, f"{r['Species']} {r['Individual ID']}"); continue
+            yield draft(r, penguin(r), f"{r['Species'].split(' (')[0]} {r['Individual ID']}", line, item, f"bird {r['Species']} {r['Individual ID']}"); continue
         low = {k.lower(): v for k,v in r.items()}
         own = next((str(low[t]) for t in TITLES if t in low), '')
         yield draft(r, f"In the table {name_of(item)}{f', {own}' if own else ''}: {sentences(r)}", f'{name_of(item)}, {own or f"row {line}"}'[:200], line, item)
@@ -183,7 +183,7 @@ def oec_table(
     data:bytes, # Open Exoplanet Catalogue, XML
     item:dict, # Row of stage 1
 ):
-    "Yield a draft for each planet; planets of one system are siblings"
+    "Yield a draft for each planet; planets of one system are siblings, and of what the catalogue says of it in prose"
     for system in safe_xml(data).iter('system'):
         near, far = (system.findtext('name') or '').strip(), cell(system.findtext('distance') or '')
         for n,p in enumerate(system.iter('planet')):
@@ -193,7 +193,7 @@ def oec_table(
             row |= more | dict(planet=name, system=near) | (dict(distance_parsec=far) if isinstance(far, (int, float)) else {})
             if len(said)>1 and said[-1].startswith('in '): said[-2:] = [' '.join(said[-2:]) if 'found' in said[-2] else f'{said[-2]}; it was found {said[-1]}']
             text = f"{name} is a planet of the system {near}: {'; '.join(said)}."+(f" Its star {', '.join(sun)}." if sun and sun[0].startswith('has') else '')
-            yield draft(row, text+(f' The system is {number(far)} parsecs away.' if 'distance_parsec' in row else ''), name, n, item, near)
+            yield draft(row, text+(f' The system is {number(far)} parsecs away.' if 'distance_parsec' in row else ''), name, n, item, f'system {near}')
 
 # %% ../../nbs/02_clean/56_table.ipynb #42eeebb1
 def _model(data):

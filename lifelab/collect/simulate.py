@@ -59,8 +59,8 @@ def document(
     run = SIMULATORS[simulator][0](seed)
     plain = lambda v: v.item() if isinstance(v, np.generic) else v
     words = {c: said(c) for c in run['log'] if c!='step'}
-    out = dict(simulator=simulator, words=words, name=SIMULATORS[simulator][1], unit=SIMULATORS[simulator][2], seed=seed, rule=run['rule'], params=run['params'],
-        log=run['log'], events=[dict(step=t, what=w) for t,w in run['events']], description=describe(run, seed), frame_steps=run['at'],
+    out = dict(simulator=simulator, words=words, name=SIMULATORS[simulator][1], unit=SIMULATORS[simulator][2], seed=seed, rule=run['rule'],
+        params=run['params'], log=run['log'], events=[dict(step=t, what=w) for t,w in run['events']], description=describe(run, seed), frame_steps=run['at'],
         frames=base64.b64encode(strip(run['frames'])).decode())
     if simulator=='life': out['boards'] = [drawn(b) for b in small_boards(seed)]
     return (json.dumps(out, sort_keys=True, ensure_ascii=False, default=plain, separators=(',', ':'))+'\n').encode()

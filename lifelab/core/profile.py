@@ -43,11 +43,12 @@ class Profile:
 
 # %% ../../nbs/00_core/10_profile.ipynb #e6be4594
 _TINY = ('ovos-wiki-en', 'ovos-wiki-fr', 'ovos-wiki-es', 'african-proverbs', 'confucius-quotes', 'ecoli-k12', 'pyrodigal-proteins',
-    'moclo-ytk', 'moclo-cidar', 'moclo-ecoflex', 'mahotas-nuclei', 'animal-sounds', 'zebra-finch-video')
+    'moclo-ytk', 'moclo-cidar', 'moclo-ecoflex', 'mahotas-nuclei', 'animal-sounds', 'zebra-finch-video',
+    'penguins', 'ecoli-core-model', 'simulated-life')
 
 # %% ../../nbs/00_core/10_profile.ipynb #77ee97e2
 _STARTER = (*_TINY, 'gene-ontology', 'plos-papers', 'exoplanets', 'sequence-ontology', 'pyhmmer-sequences', 'skimage-images', 'stardist-images',
-    'great-tit-songs', 'bird-chorus')
+    'great-tit-songs', 'bird-chorus', 'exoplanet-table')
 
 # %% ../../nbs/00_core/10_profile.ipynb #8cc8740e
 tiny = Profile('tiny', _TINY, most_records=300, segment_bases=20_000, tile_px=64, text_vocab=1024, dna_merges=128, protein_merges=64,
