@@ -61,11 +61,12 @@ def test_unseen_answers_get_easier(whole_run):
     note = whole_run[1]['note']
     assert note['epoch-2']['unseen_bits_per_byte']<note['epoch-0']['unseen_bits_per_byte'] and note['epoch-1']['tokens']>0
 
-def test_killed_and_resumed_is_byte_equal(whole_run, tmp_path):
+@pytest.mark.parametrize('after', ['epoch-1', 'dpo-1'])
+def test_killed_and_resumed_is_byte_equal(whole_run, tmp_path, after):
     lab = a_lab(tmp_path)
     p = start(lab)
     journal, until = lab/'06_finetune/units.jsonl', time.time()+200
-    while not (journal.exists() and '"epoch-1"' in journal.read_text()):
+    while not (journal.exists() and f'"{after}"' in journal.read_text()):
         assert p.poll() is None and time.time()<until, p.stdout.read()[-3000:]
         time.sleep(.05)
     time.sleep(.3)
@@ -74,6 +75,19 @@ def test_killed_and_resumed_is_byte_equal(whole_run, tmp_path):
     assert not (lab/'06_finetune/stage.json').exists(), 'it was killed before its end'
     again, before = finished(lab), whole_run[1]
     assert again['files']==before['files'] and again['output']==before['output']
+
+def test_both_models_stay_and_one_is_served(whole_run):
+    from lifelab.finetune.answer import load, open_tuned
+    folder, said = whole_run[0]/'06_finetune', whole_run[1]['note']['model']['preferences']
+    weights = {w: open_tuned(folder, w)[0].state_dict() for w in ('supervised', 'dpo')}
+    served = load(folder/'model')[0].state_dict()
+    assert any((weights['dpo'][k]!=weights['supervised'][k]).any() for k in served), 'the preferences changed nothing'
+    assert all((served[k]==weights[said['served']][k]).all() for k in served) and said['why']
+    assert said['effect']['held out']['n']+said['effect']['train']['n']==whole_run[1]['counts']['out']-len(whole_rows(folder)) and said['effect']['train']['margin'][0]>0
+
+def whole_rows(folder):
+    import pyarrow.parquet as pq
+    return pq.read_table(folder/'rows.parquet')
 
 def test_nothing_is_pickled(whole_run):
     names = {p.name for p in (whole_run[0]/'06_finetune').rglob('*') if p.is_file()}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['READS', 'READS_BASE', 'LIBRARIES', 'items', 'as_rows', 'of_epoch', 'score', 'unseen_bits', 'plateau', 'opened',
-           'answers', 'make_rows', 'make_epoch', 'make_model', 'finetune', 'learn']
+           'answers', 'make_rows', 'make_epoch', 'make_supervised', 'pairs_of', 'make_round', 'prefer', 'make_model',
+           'finetune', 'learn', 'finish_model']
 
 # %% ../../nbs/06_finetune/90_finetune.ipynb #bbb06cf1
 import shutil
@@ -14,12 +15,14 @@ from pathlib import Path
 from ..clean.records import records
 from ..core.lab import Stage, fingerprint, write_table
 from ..core.profile import Profile, profile as named
-from .answer import answer, is_model, load
+from .answer import answer, is_model, load, open_tuned
 from .chat import controls, encode, fitted, guard, ready, windows
+from .dpo import ROUND, as_pairs, decide, dpo, effect, pair_nats
+from .preferences import apart, Preference, preferences, split_preferences
 from .questions import Question, questions, split_questions
 from .recall import recall
 from .sources import sources
-from .tune import adapt, hushed, load_state, optimizer, rate, save_adapter, save_merged, save_state, tune
+from .tune import adapt, hushed, load_state, optimizer, rate, save_adapter, save_merged, save_state, save_whole, tune
 from ..pretrain.measure import bits_per_byte, sum_nats
 
 # %% ../../nbs/06_finetune/90_finetune.ipynb #a9dcd019
@@ -177,27 +180,108 @@ def make_epoch(
     return scores
 
 # %% ../../nbs/06_finetune/90_finetune.ipynb #c352f12a
+def make_supervised(
+    s:Stage, # The stage
+    kit:dict, # model, tok, end
+    scores:list[list[dict]], # Scores, epoch by epoch
+):
+    "Write adapter and merged model of the best epoch, and the scores of all"
+    best = min(range(1, len(scores)), key=lambda n: unseen_bits(scores[n]))
+    load_state(s.folder/'epochs'/str(best), kit['model'])
+    for name in ('adapter', 'supervised'): shutil.rmtree(s.folder/name, ignore_errors=True)
+    files = save_adapter(s.folder/'adapter', kit['model'])
+    files += save_merged(s.folder/'supervised', kit['model'], kit['tok'], kit['end'])[1]
+    write_table(s.folder/'scores.parquet', [r for rs in scores for r in rs], sort=['epoch', 'split', 'id'])
+    s.commit('supervised', [*files, s.folder/'scores.parquet'], note=dict(best_epoch=best))
+
+# %% ../../nbs/06_finetune/90_finetune.ipynb #17c7e5fe
+def pairs_of(
+    ps:list[Preference], # All pairs
+    qs:list[Question], # All questions of the stage
+    tok, # Tokenizer
+    window:int, # Tokens that the model sees at once
+)->tuple[list[dict],list[dict],Counter]: # Rows of tokens; rows of the table; dropped by reason
+    "Pairs as rows, and what became of each"
+    left, twins = apart(ps, qs)
+    rows, lost = as_pairs(tok, left, window, {p.id for p in split_preferences(ps)[1]})
+    split = {r['id']: r['split'] for r in rows}
+    why = lambda p: '' if p.id in split else 'pair repeats a question' if p.id in twins else 'pair longer than the window'
+    if twins: lost['pair repeats a question'] = len(twins)
+    return rows, [dict(p.model_dump(), split=split.get(p.id, ''), left_out=why(p)) for p in ps], lost
+
+# %% ../../nbs/06_finetune/90_finetune.ipynb #d6d1e25f
+def make_round(
+    s:Stage, # The stage
+    n:int, # Round; 0 measures before training
+    rows:list[dict], # All pairs
+    kit:dict, # tok, end, seed, steps, rank, unseen (model → bits per byte), bar
+)->list[dict]: # Nats of all pairs after this round
+    "Train one round, measure, and keep the state"
+    folder, facts, files = s.folder/'dpo'/str(n), dict(round=n), []
+    model = load(s.folder/'supervised')[0].to(kit['device'])
+    if n:
+        before = s.folder/'dpo'/str(n-1) if n>1 else None
+        train = [r for r in rows if r['split']=='train']
+        model, opt, told = dpo(model, kit['tok'], train, n, kit['steps'], kit['rank'], kit['seed'], kit['end'], before, kit['bar'].update)
+        facts |= told
+        files = save_state(folder, model, opt, facts)
+        if n*ROUND>=kit['steps']: files += save_adapter(s.folder/'dpo'/'adapter', model)
+    nats = pair_nats(model, kit['tok'], rows, n)
+    write_table(folder/'pairs.parquet', nats, sort=['split', 'id'])
+    s.commit(f'dpo-{n}', [*files, folder/'pairs.parquet'], note=dict(facts, unseen_bits_per_byte=round(kit['unseen'](model), 6)))
+    return nats
+
+# %% ../../nbs/06_finetune/90_finetune.ipynb #53f24555
+def prefer(
+    s:Stage, # The stage
+    of, # of(key) → whether this unit is done
+    ps:list[Preference], # All pairs
+    qs:list[Question], # All questions of the stage
+    kit:dict, # tok, end, seed, steps, rank, window, device, unseen
+)->dict: # served, why, effect, bits (before and after)
+    "Learn from the pairs, round by round, and say which model is served"
+    import pyarrow.parquet as pq
+    rows, table, lost = pairs_of(ps, qs, kit['tok'], kit['window'])
+    if not of('pairs'):
+        write_table(s.folder/'pairs.parquet', table, sort='id')
+        s.commit('pairs', [s.folder/'pairs.parquet'], dict({'in':len(ps), 'out':len(rows)}, dropped=dict(lost)), {'Apache-2.0':len(rows)})
+    sides = Counter(r['split'] for r in rows)
+    if len(sides)<2:
+        why = f"of {len(ps)} pairs {dict(sides) or 'none'} fit the window of {kit['window']} tokens"
+        return dict(served='supervised', why=why, effect=None, bits=None)
+    last = -(-kit['steps']//ROUND)
+    kit['bar'] = s.bar('learning what is preferred', kit['steps'], 'step')
+    kept = lambda n: pq.read_table(s.folder/'dpo'/str(n)/'pairs.parquet').to_pylist()
+    nats = {n: kept(n) if of(f'dpo-{n}') else make_round(s, n, rows, kit) for n in range(last+1)}
+    kit['bar'].close()
+    bits = [s.units[f'dpo-{n}']['note']['unseen_bits_per_byte'] for n in (0, last)]
+    found = {side: effect(nats[0], nats[last], side) for side in ('held out', 'train')}
+    served, why = decide(found['held out'], bits)
+    return dict(served=served, why=why, effect=found, bits=bits)
+
+# %% ../../nbs/06_finetune/90_finetune.ipynb #f92b2916
 def make_model(
     s:Stage, # The stage
     rows:list[dict], # All rows
-    kit:dict, # model, tok, end, tokens
-    scores:list[list[dict]], # Scores, epoch by epoch
+    kit:dict, # tok, end, tokens
+    verdict:dict, # From `prefer`
 ):
-    "Write adapter, merged model, scores and answers before and after"
+    "Write the served model, and answers before, after the supervised step and after the preferences"
     import pyarrow.parquet as pq
-    best = min(range(1, len(scores)), key=lambda n: unseen_bits(scores[n]))
-    load_state(s.folder/'epochs'/str(best), kit['model'])
-    for name in ('adapter', 'model'): shutil.rmtree(s.folder/name, ignore_errors=True)
-    files = save_adapter(s.folder/'adapter', kit['model'])
-    merged, more = save_merged(s.folder/'model', kit['model'], kit['tok'], kit['end'])
-    after = {a['id']: a['answer'] for a in answers(merged.eval(), kit['tok'], rows, kit['tokens'], s.bar)}
-    before = [r for r in pq.read_table(s.folder/'epochs'/'0'/'answers.parquet').to_pylist() if r['id']]
-    both = [{**{k: v for k,v in r.items() if k!='answer'}, 'before':r['answer'], 'after':after[r['id']]} for r in before]
-    write_table(s.folder/'answers.parquet', both or [dict(id='', before='', after='')])
-    write_table(s.folder/'scores.parquet', [r for rs in scores for r in rs], sort=['epoch', 'split', 'id'])
-    s.commit('model', [*files, *more, s.folder/'answers.parquet', s.folder/'scores.parquet'], note=dict(best_epoch=best))
+    shutil.rmtree(s.folder/'model', ignore_errors=True)
+    said = {'': {r['id']: r for r in pq.read_table(s.folder/'epochs'/'0'/'answers.parquet').to_pylist() if r['id']}}
+    for which in ('supervised', 'dpo') if verdict['effect'] else ('supervised',):
+        model, tok = open_tuned(s.folder, which)
+        said[which] = {a['id']: a['answer'] for a in answers(model.to(kit['device']), tok, rows, kit['tokens'], s.bar)}
+        if which==verdict['served']: files = save_whole(s.folder/'model', model.cpu(), tok)
+    names = dict(before='', after=verdict['served'], supervised='supervised', dpo='dpo')
+    def row(i, r): return {**{k: v for k,v in r.items() if k!='answer'}, 'before':r['answer'], **{n: said.get(w, {}).get(i, '') for n,w in names.items() if w}}
+    both = [row(i, r) for i,r in said[''].items()]
+    write_table(s.folder/'answers.parquet', both or [dict(id='', before='', after='', supervised='', dpo='')])
+    best = s.units['supervised']['note']['best_epoch']
+    s.commit('model', [*files, s.folder/'answers.parquet'], note=dict(best_epoch=best, preferences=verdict))
 
-# %% ../../nbs/06_finetune/90_finetune.ipynb #f92b2916
+# %% ../../nbs/06_finetune/90_finetune.ipynb #dc7bd7dc
 def finetune(
     lab:str|Path, # Folder of the run, such as 'lab/tiny'
     profile:str='tiny', # How big
@@ -206,9 +290,9 @@ def finetune(
 ): # Report of the stage
     "Teach a model to answer questions about life; ValueError when `base` is no model"
     if base: is_model(base)
-    p, qs = named(profile), questions()
+    p, qs, ps = named(profile), questions(), preferences()
     with Stage(lab, 'finetune', dict(profile=profile, base=base, seed=seed), READS_BASE if base else READS, LIBRARIES) as s:
-        of = partial(s.is_done, of_stage=True, made_from=fingerprint([q.model_dump() for q in qs]))
+        of = partial(s.is_done, of_stage=True, made_from=fingerprint([q.model_dump() for q in (*qs, *ps)]))
         if of('rows') and s.done: return s.report()
         (s.folder/'stage.json').unlink(missing_ok=True)
         model, tok, new, end, window = opened(base or s.reading('pretrain')/'model', p, not base)
@@ -216,6 +300,7 @@ def finetune(
         rows, lost = as_rows(tok, some, window)
         if not of('rows'): make_rows(s, rows, lost, found, missing)
         learn(s, p, of, rows, dict(plain=model, tok=tok, end=end, seed=seed, tokens=p.answer_tokens, epochs=p.tune_epochs), new)
+        finish_model(s, p, of, rows, qs, ps, dict(tok=tok, end=end, seed=seed, tokens=p.answer_tokens, window=window, device=model.device))
         s.finish(note={k: u['note'] for k,u in sorted(s.units.items()) if k in s.asked})
         return s.report()
 
@@ -228,7 +313,7 @@ def learn(
     kit:dict, # plain model, tok, end, seed, tokens, epochs
     new:list[int], # Tokens to train
 ):
-    "Go through the epochs and write the model"
+    "Go through the epochs and write the supervised model"
     import pyarrow.parquet as pq
     kept = lambda n: pq.read_table(s.folder/'epochs'/str(n)/'scores.parquet').to_pylist()
     scores = [kept(0) if of('epoch-0') else make_epoch(s, 0, rows, kit)]
@@ -244,4 +329,19 @@ def learn(
             at = n
         if plateau([unseen_bits(x) for x in scores]): break
     kit['bar'].close()
-    if not of('model'): make_model(s, rows, kit, scores)
+    if not of('supervised'): make_supervised(s, kit, scores)
+
+# %% ../../nbs/06_finetune/90_finetune.ipynb #468c7f95
+def finish_model(
+    s:Stage, # The stage
+    p:Profile, # How big
+    of, # of(key) → whether this unit is done
+    rows:list[dict], # All rows
+    qs:list[Question], # All questions
+    ps:list, # All preference pairs
+    kit:dict, # tok, end, seed, tokens, window, device
+):
+    "Learn from the pairs and write the served model"
+    unseen = lambda model: unseen_bits(score(model, kit['tok'], rows, 0))
+    verdict = prefer(s, of, ps, qs, dict(kit, steps=ROUND*p.tune_epochs, rank=p.lora_rank, unseen=unseen))
+    if not of('model'): make_model(s, rows, kit, verdict)

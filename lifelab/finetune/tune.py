@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adapt', 'trained', 'rate', 'optimizer', 'save_state', 'load_state', 'trainer', 'hushed', 'tune', 'save_adapter',
-           'save_merged']
+           'save_whole', 'save_merged']
 
 # %% ../../nbs/06_finetune/40_tune.ipynb #9af0987e
 import contextlib, json, math, warnings
@@ -166,6 +166,18 @@ def save_adapter(
     (folder/'README.md').unlink(missing_ok=True)
     return [path, folder/'adapter_model.safetensors']
 
+# %% ../../nbs/06_finetune/40_tune.ipynb #21056ae0
+def save_whole(
+    folder:Path, # Where to
+    model, # Causal language model
+    tok, # Its tokenizer with chat template
+)->list[Path]: # Files written
+    "Write model, tokenizer and chat template as a Hugging Face folder"
+    with hushed():
+        model.save_pretrained(folder)
+        tok.save_pretrained(folder)
+    return sorted(p for p in folder.rglob('*') if p.is_file())
+
 # %% ../../nbs/06_finetune/40_tune.ipynb #c5e42f99
 def save_merged(
     folder:Path, # Where to
@@ -179,7 +191,4 @@ def save_merged(
     ends = [end, *[e for e in (ends if isinstance(ends, list) else [ends]) if e not in (None, end)]]
     merged.generation_config.eos_token_id, merged.generation_config.pad_token_id = ends, tok.pad_token_id
     merged.generation_config.do_sample = False
-    with hushed():
-        merged.save_pretrained(folder)
-        tok.save_pretrained(folder)
-    return merged, sorted(p for p in folder.rglob('*') if p.is_file())
+    return merged, save_whole(folder, merged, tok)
