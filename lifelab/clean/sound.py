@@ -197,5 +197,5 @@ def show_sound(
     ax.set_yticks([float(np.interp(k*1000, at, np.arange(64))) for k in marks], [f'{k:g}' for k in marks])
     ax.plot(np.arange(len(x))/rate, -12+10*np.asarray(x), color=colour('audio'), lw=.4)
     ax.set(xlabel='seconds', ylabel='kHz', ylim=(-24, 64), title=title)
-    ax.figure.colorbar(seen, ax=ax, label='dB')
+    ax.figure.colorbar(seen, ax=ax, label='dB under the loudest')
     return ax
