@@ -54,7 +54,7 @@ def opened(
     "Open a media file without letting it open anything else; `Refused` when it is none"
     import av
     try: return av.open(io.BytesIO(data), options=dict(format_whitelist=CONTAINERS, protocol_whitelist=''), metadata_errors='replace')
-    except (av.error.FFmpegError, ValueError, OSError) as e: raise Refused('corrupt', f'no media file that can be read: {e}') from None
+    except (av.error.FFmpegError, ValueError, OSError) as e: raise Refused('corrupt', f'no media file that can be read: {getattr(e, "strerror", None) or e}') from None
 
 # %% ../../nbs/02_clean/52_sound.ipynb #30cc86bb
 def _laid(blocks, rate, most=MOST_SECONDS):
@@ -165,7 +165,7 @@ def audio_clips(
         if (b-a)/rate<LEAST_SECONDS: yield drop('too short', f'{(b-a)/rate:.3f} s, less than {LEAST_SECONDS} s', said)
         elif (loud := decibels(x[a:b]))<QUIET: yield drop('silent clip', f'{loud:.0f} dB of full scale, under {QUIET:.0f}', said)
         else: yield dict(about, modality='audio', title=title, caption=said, seconds=(b-a)/rate, start=a/rate, part=i, blob=to_wav(x[a:b], rate))
-    if rest: yield drop('short rest', f'{rest/rate:.2f} s after the last clip of {clip_seconds:g} s', title)
+    if rest/rate>=.01: yield drop('short rest', f'{rest/rate:.2f} s after the last clip of {clip_seconds:g} s', title)
 
 # %% ../../nbs/02_clean/52_sound.ipynb #135869a4
 def sound(
