@@ -57,13 +57,14 @@ FEW = 20 # Clusters below which a figure is reported, not judged
 
 # %% ../../nbs/05_pretrain/20_measure.ipynb #58d0da66
 def summed(
-    groups, # pandas DataFrame, one row a group: modality, language, source, nats, bytes, records, clusters
-): # pandas DataFrame: the same columns and bits_per_byte; rows for each source and for '*', all of them
+    groups, # pandas DataFrame, one row a group: modality, language, source, nats, bytes, units (if counted), records, clusters
+): # pandas DataFrame: the same columns and bits_per_byte (and bits_per_unit); rows for each source and for '*', all of them
     "Measurements by modality, by modality and language, and by source"
     import pandas as pd
-    what = ['nats', 'bytes', 'records', 'clusters']
+    what = [c for c in ('nats', 'bytes', 'units', 'records', 'clusters') if c in groups]
     def by(*keys): return groups.groupby(list(keys), as_index=False)[what].sum()
     parts = [by('modality').assign(language='*', source='*'), by('modality', 'language').assign(source='*'), by('modality', 'language', 'source')]
     out = pd.concat([parts[0], *(p[p.language!='-'] if i==0 else p for i,p in enumerate(parts[1:]))], ignore_index=True)
     out = out[out.bytes>0].assign(bits_per_byte=lambda t: bits_per_byte(t.nats, t.bytes))
-    return out[['modality', 'language', 'source', *what, 'bits_per_byte']].sort_values(['modality', 'language', 'source'], ignore_index=True)
+    if 'units' in what: out = out.assign(bits_per_unit=lambda t: bits_per_byte(t.nats, t.units))
+    return out[['modality', 'language', 'source', *what, *(c for c in out if c.startswith('bits_'))]].sort_values(['modality', 'language', 'source'], ignore_index=True)

@@ -17,7 +17,8 @@ from ..core.profile import Profile
 from .checkpoint import drop_after, latest, prune, save
 from .model import Learner
 from .optim import optimizers, put_state, rate, set_rates, state_of
-from .sampler import Shards, batch, row_shares
+from .sampler import batch, row_shares
+from ..tokenize.shards import Split
 
 # %% ../../nbs/05_pretrain/70_train.ipynb #60f41c79
 def precision(
@@ -51,7 +52,7 @@ class Run:
     "One training run: where it stands and what it needs for the next step"
     def __init__(self,
         model, # New causal model
-        shards:Shards, # Training rows
+        shards:Split, # Training rows
         mix:dict, # Group → share of tokens
         p:Profile, # Batch, window, steps and width
         folder:str|Path, # The stage's folder, for checkpoints/ and logs/

@@ -61,10 +61,10 @@ def glue(
     return sorted(pairs, key=lambda p: (len(p[0]), p))
 
 # %% ../../nbs/04_tokenize/30_merges.ipynb #6f1c274e
-def _chars(codes, sixmer):
+def _chars(codes, sixmer, sounds=0):
     "All private characters of a vocabulary, in order"
     six = ''.join(chr(FIRST['sixmer']+i) for i in range(4096)) if sixmer else ''
-    return ''.join(to_chars(ls, k) for k,ls in LETTERS.items()) + codes_to_chars(range(codes)) + six
+    return ''.join(to_chars(ls, k) for k,ls in LETTERS.items()) + codes_to_chars(range(codes)) + six + codes_to_chars(range(sounds), 'audio')
 
 # %% ../../nbs/04_tokenize/30_merges.ipynb #d7dedbe8
 def size_of(
@@ -83,10 +83,11 @@ def parts(
     protein:list[tuple[str,str]], # Merges of `learn_letters`
     codes:int, # Entries of the image codebook, 0 to 4,096
     sixmer:bool=False, # Words of six bases
+    sounds:int=0, # Codes of all books of sounds, 0 to 16,384
 )->dict[str,list]: # 'glue', 'text', 'dna', 'protein' → spelt pairs
     "All merges of one tokenizer, by part, in the order in which they rank"
     as_bytes = lambda pairs, kind: [(spell(to_chars(a, kind)), spell(to_chars(b, kind))) for a,b in pairs]
-    return {'glue': glue(_chars(codes, sixmer)), 'text': list(text), 'dna': [] if sixmer else as_bytes(dna, 'dna'),
+    return {'glue': glue(_chars(codes, sixmer, sounds)), 'text': list(text), 'dna': [] if sixmer else as_bytes(dna, 'dna'),
         'protein': as_bytes(protein, 'protein')}
 
 # %% ../../nbs/04_tokenize/30_merges.ipynb #12cc807c

@@ -9,22 +9,32 @@ __all__ = ['cuts', 'Row', 'ended', 'fill', 'windows']
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
-from .alphabet import EOT, PAD
+from .alphabet import CONTROL, EOT, PAD
 
 # %% ../../nbs/04_tokenize/60_windows.ipynb #ff67382e
+def _place(ours):
+    "Place of each token within its run of tokens that are `ours`, (n,) bool"
+    at = np.arange(len(ours))
+    return at-np.maximum.accumulate(np.where(ours & ~np.concatenate([[False], ours[:-1]]), at, 0))
+
+# %% ../../nbs/04_tokenize/60_windows.ipynb #a8703b05
 def cuts(
     ids:np.ndarray, # Document, shape (n,)
     table:dict, # What each token stands for, from `token_table`
 )->np.ndarray: # Shape (n,), bool: may a row end before this token
     "Allowed places to cut a document"
     kind, ok = table['kind'][ids], table['start'][ids].copy()
-    dna, image = kind==2, kind==4
+    dna, image, sound = kind==2, kind==4, kind==5
     past = np.cumsum(np.where(dna, table['letters'][ids], 0))
     before = np.concatenate([[0], past[:-1]])
     begin = dna & ~np.concatenate([[False], dna[:-1]])
     base = np.maximum.accumulate(np.where(begin, before, 0))
     ok &= ~dna | ((before-base)%3==0)
-    return ok & ~image & ~np.concatenate([[False], image[:-1]])
+    code, nth = image|sound, _place(image)
+    film = np.concatenate([[False], ids[:-1]==CONTROL.index('<|video|>')])[np.arange(len(ids))-nth]
+    within = code & np.concatenate([[False], code[:-1]])
+    step = np.where(sound, table['start'][ids], film & (nth%(table.get('frame') or len(ids)+1)==0))
+    return ok & np.where(code, within & step, ~np.concatenate([[False], code[:-1]]))
 
 # %% ../../nbs/04_tokenize/60_windows.ipynb #1251f9d2
 @dataclass
