@@ -114,7 +114,7 @@ def test_long_dna_takes_time_in_proportion(tok):
     assert secs(80_000)<40*max(secs(10_000), .002)
 
 def test_bytes_of_tokens_add_up(tok):
-    table = token_table(tok, patch_px=8)
+    table = token_table(tok)
     for text in TEXTS[:3]+['é🧬שלום']: assert table['bytes'][encode_text(text, tok)].sum()==len(text.encode())
     assert table['bytes'][encode_record(dict(id='0', modality='dna', sequence=DNA[0], caption='', title=''), tok)].sum()==3000
 
@@ -169,6 +169,6 @@ def test_a_killed_stage_ends_the_same(tmp_path):
 def test_size_is_the_profiles():
     from lifelab.core.profile import PROFILES, vocabulary
     for p in PROFILES.values():
-        merges = {'glue': parts([], [], [], p.image_codes)['glue']}
+        merges = {'glue': parts([], [], [], p.image_codes, sounds=p.audio_codes*p.audio_books)['glue']}
         used = 32+256+len({a+b for a,b in merges['glue']})+p.text_vocab-256+p.dna_merges+p.protein_merges
         assert used<=size_of(p)==vocabulary(p)<2**16

@@ -82,7 +82,7 @@ def what_it_is(
         f"vocabulary {facts['vocabulary']:,}, up to {facts['window'] or 0:,} tokens)")
     if facts['foreign']: return (f"A causal language model that somebody brought to LifeLab, fine-tuned there to answer questions about life: {size}.\n\n"
         "Its pre-training happened elsewhere; its data, licences and faults are those its own card tells. LifeLab fine-tuned it with LoRA on "
-        "questions with answers, and measured it on text only: it has a tokenizer of its own, for which DNA, proteins and images are not in the same units.")
+        "questions with answers, and measured it on text only: it has a tokenizer of its own, for which DNA, proteins, images and sounds are not in the same units.")
     return (f"A small causal language model that reads and writes {', '.join(facts['modalities'])} about life, made by the LifeLab pipeline "
         f"with the profile `{facts['profile']}`: {size}.\n\nIt was pre-trained from random weights on {facts['seen']:,} tokens, drawn from the "
         "training split by the weights of MIX.md, in one byte-level vocabulary for all modalities, and fine-tuned with LoRA on questions with answers "
@@ -92,7 +92,9 @@ def what_it_is(
 COLUMNS = dict(by='by', value='value', score='score', low='from', high='to', n='clusters or items', unit='unit', note='')
 TOLD = { # metric: heading and one sentence
     'bits_per_byte': ('Bits per byte', 'Held-out records the model never saw; lower is better. '
-        'A byte is a byte of text, a letter of a sequence, or a colour of a pixel.'),
+        'A byte is a byte of text or of a table, a letter of a sequence, a colour of a pixel, or half a sample of sound.'),
+    'bits_per_code': ('Bits per code', 'The codes of pictures, films and sounds alone, without their captions; lower is better. '
+        'Who expects nothing needs the binary logarithm of the size of the book.'),
     'perplexity': ('Perplexity', 'The same, a token at a time. It depends on the tokenizer: compare it only with models that share it.'),
     'choice': ('Multiple choice', 'Four options ranked by the bits a byte that the question saves on each. '
         'Chance is 0.25: an interval that holds 0.25 shows no knowledge.'),
@@ -142,7 +144,7 @@ LIMITS = """- It is small. It writes in the manner of its sources and often says
   organisms stand for life. MIX.md has the figures.
 - It knows nothing after its sources were written, looks nothing up, and cannot say where a sentence comes from.
   The server that ships with LifeLab shows the training spans that an answer shares.
-- DNA, proteins and images that it writes are likely continuations, not designs: none was ever tested."""
+- DNA, proteins, images, films and sounds that it writes are likely continuations, not designs: none was ever tested."""
 FAILURES = """- **Invention**: names, numbers and references that do not exist.
 - **Repetition**: loops of the same words, above all in long answers.
 - **Drift**: an answer that begins on the question and ends elsewhere.

@@ -29,7 +29,8 @@ from .saliency import draw_saliency, saliency
 from .trace import PARTS, amounts, data_matter, draw_trace, parts, trace
 from ..finetune.answer import load
 from ..finetune.chat import encode
-from ..tokenize.shards import Shards
+from ..tokenize.shards import open_shards
+from ..tokenize.tokenizer import KINDS, load_core, token_table
 from ..tokenize.spans import to_private
 
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #b40d3632
@@ -119,8 +120,8 @@ def measure_likelihood(self,
     "Nats, tokens and bytes of held-out records of one modality"
     held = self.held_out()
     rows = self.foreign_rows(held) if self.is_foreign() else self.own_rows(held[held.modality==modality])
-    keep = ['record', 'cluster', *PARTS, 'nats', 'tokens', 'bytes']
-    each = rows.groupby(keep[:-3], as_index=False, sort=True)[keep[-3:]].sum()
+    keep = ['record', 'cluster', *PARTS, 'nats', 'tokens', 'bytes', 'code_nats', 'codes']
+    each = rows.groupby(keep[:-5], as_index=False, sort=True)[keep[-5:]].sum()
     write_table(self.part(f'likelihood-{modality}'), each[keep], sort='record')
     return dict(files=[self.part(f'likelihood-{modality}')], counts={'in':len(each), 'out':len(each)})
 
@@ -128,7 +129,7 @@ def measure_likelihood(self,
 @method(Bench)
 def own_rows(self,
     held, # pandas DataFrame from `held_out`, of one modality
-): # pandas DataFrame: record, cluster, modality, domain, language, source, nats, tokens, bytes
+): # pandas DataFrame: record, cluster, modality, domain, language, source, nats, tokens, bytes, code_nats, codes
     "Measure rows of the shards"
     at = self.index('test')[['row', 'record', 'begin', 'end', 'bytes', 'group']]
     there = at.group.str.startswith(held.modality.iloc[0]+'/').any()
@@ -136,7 +137,8 @@ def own_rows(self,
     if there and not len(at): raise ValueError(f"no record of the {held.modality.iloc[0]} shards is in splits.parquet: run the stage tokenize again")
     at = at[at.row.isin(choose_rows(at, self.p.probe_docs, self.seed))]
     bar = self.run.bar(f'likelihood of {held.modality.iloc[0]}', at.row.nunique(), 'row')
-    out = likelihood(self.model, Shards(self.tokenize), at, tick=lambda n: bar.update(n))
+    is_code = token_table(load_core(self.tokenize))['kind']>=KINDS.index('image')
+    out = likelihood(self.model, open_shards(self.tokenize, 'test') if len(at) else None, at, is_code, tick=lambda n: bar.update(n))
     bar.close()
     return out
 

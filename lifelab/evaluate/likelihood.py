@@ -47,33 +47,37 @@ def pieces(
 # %% ../../nbs/07_evaluate/20_likelihood.ipynb #159628da
 def likelihood(
     model, # Causal language model whose vocabulary is that of the shards
-    shards, # `Shards` of stage 4
-    index, # pandas DataFrame of index.parquet, one split: the pieces to measure, in whole rows
-    split:str='test', # Split of `index`
+    shards, # Rows of one split, from `open_shards`; may be None when `index` is empty
+    index, # pandas DataFrame of index.parquet, the same split: the pieces to measure, in whole rows
+    is_code=None, # Which tokens are codes of pictures or sounds, (vocabulary,) bool; none when None
     batch:int=8, # Rows at a time
     tick=lambda n: None, # Called with the number of rows done, for a bar
-): # `index` with nats and tokens
+): # `index` with nats and tokens, and code_nats and codes
     "Nats of each piece of the chosen rows"
-    rows, nats, counts = sorted(index.row.unique()), [], []
+    rows, nats, counts, codes = sorted(index.row.unique()), [], [], []
     for i in range(0, len(rows), batch):
-        toks, keep = shards.take(rows[i:i+batch], split)
+        toks, keep = shards.take(rows[i:i+batch])
         nats.append(token_nats(model, toks, keep).double().cpu().numpy()); counts.append(keep)
+        codes.append(keep & is_code[toks] if is_code is not None else np.zeros_like(keep))
         tick(len(toks))
-    if not rows: return index.assign(nats=0., tokens=0)
-    nat, tok = pieces(np.concatenate(nats), np.concatenate(counts), np.searchsorted(rows, index.row), index.begin.to_numpy(), index.end.to_numpy())
-    return index.assign(nats=nat, tokens=tok)
+    if not rows: return index.assign(nats=0., tokens=0, code_nats=0., codes=0)
+    nats, counts, codes = map(np.concatenate, (nats, counts, codes))
+    at = np.searchsorted(rows, index.row), index.begin.to_numpy(), index.end.to_numpy()
+    out = pieces(nats, counts, *at)+pieces(nats*codes[:,1:], codes, *at)
+    return index.assign(**dict(zip(('nats', 'tokens', 'code_nats', 'codes'), out)))
 
 # %% ../../nbs/07_evaluate/20_likelihood.ipynb #62c3df74
 def tables(
-    seen, # pandas DataFrame: cluster, modality, domain, language, source, nats, tokens, bytes
+    seen, # pandas DataFrame: cluster, modality, domain, language, source, nats, tokens, bytes, code_nats, codes
     seed:int=0, # Seed of the bootstrap
 )->list[dict]: # Rows of scores
-    "Bits per byte and perplexity by modality and source, and by domain and language of text"
+    "Bits per byte and perplexity by modality and source, and by domain and language of text; bits per code where there are codes"
     text, out = seen[seen.modality=='text'], []
     for metric,bottom,unit,shape in (('bits_per_byte', 'bytes', 'bits a byte', lambda x: x/math.log(2)), ('perplexity', 'tokens', 'choices a token', math.exp)):
         for part,by in ((seen, ['modality', 'source']), (text, ['domain', 'language'])):
             out += ratios(metric, part.assign(top=part.nats, bottom=part[bottom]), by, unit, shape, seed)
-    return out
+    seen = seen[seen.codes>0]
+    return out+ratios('bits_per_code', seen.assign(top=seen.code_nats, bottom=seen.codes), ['modality', 'source'], 'bits a code', lambda x: x/math.log(2), seed)
 
 # %% ../../nbs/07_evaluate/20_likelihood.ipynb #15954576
 def own_windows(
@@ -99,7 +103,7 @@ def foreign(
     room:int, # Tokens in a window
     batch:int=8, # Windows at a time
     tick=lambda n: None, # Called with the number of records done
-): # pandas DataFrame: record, cluster, modality, domain, language, source, nats, tokens, bytes
+): # pandas DataFrame: record, cluster, modality, domain, language, source, nats, tokens, bytes, code_nats, codes
     "Nats of text records under a model's own tokenizer"
     import pandas as pd
     rows = []
@@ -107,7 +111,7 @@ def foreign(
         toks, counts = own_windows(tok, r['text'], room)
         about = {k: r[k] for k in ('cluster', 'modality', 'domain', 'language', 'source')}
         nats = float(sum_nats(model, toks, counts, batch).sum())
-        rows.append(dict(record=r['id'], **about, nats=nats, tokens=int(counts.sum()), bytes=len(r['text'].encode())))
+        rows.append(dict(record=r['id'], **about, nats=nats, tokens=int(counts.sum()), bytes=len(r['text'].encode()), code_nats=0., codes=0))
         tick(1)
     return pd.DataFrame(rows)
 

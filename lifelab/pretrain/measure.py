@@ -67,4 +67,5 @@ def summed(
     out = pd.concat([parts[0], *(p[p.language!='-'] if i==0 else p for i,p in enumerate(parts[1:]))], ignore_index=True)
     out = out[out.bytes>0].assign(bits_per_byte=lambda t: bits_per_byte(t.nats, t.bytes))
     if 'units' in what: out = out.assign(bits_per_unit=lambda t: bits_per_byte(t.nats, t.units))
-    return out[['modality', 'language', 'source', *what, *(c for c in out if c.startswith('bits_'))]].sort_values(['modality', 'language', 'source'], ignore_index=True)
+    bits = [c for c in out if c.startswith('bits_')]
+    return out[['modality', 'language', 'source', *what, *bits]].sort_values(['modality', 'language', 'source'], ignore_index=True)

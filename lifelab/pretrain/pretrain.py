@@ -16,9 +16,10 @@ from ..core.profile import Profile
 from ..core.profile import profile as profile_of
 from .content import content
 from .model import model as new_model
-from .sampler import open_shards
 from .train import Run, precision
-from .validate import archives, chains, sample, validate
+from .validate import archives, chains, sample, uniform, validate
+from ..tokenize.shards import open_shards
+from ..tokenize.sound_codec import code_bytes
 
 # %% ../../nbs/05_pretrain/90_pretrain.ipynb #7e02bb96
 READS = ('balance', 'tokenize')
@@ -84,10 +85,10 @@ def measured(
     pools:list, # Sample
     c, # Content
     part:str, # 'part' or 'whole'
-    code_bytes:int, # Bytes of an image code
+    sizes:dict, # Modality → bytes of a code
 )->list[dict]:
     "Validation of this moment, and its bits per byte in TensorBoard"
-    with run.acc.autocast(): t = validate(run.model, pools, c, code_bytes)
+    with run.acc.autocast(): t = validate(run.model, pools, c, sizes)
     if part=='part': run.write({f'validation/{r.modality}': r.bits_per_byte for r in t[(t.language=='*') & (t.source=='*')].itertuples()})
     return t.assign(step=run.step, part=part).to_dict('records')
 
@@ -128,12 +129,12 @@ def make_baselines(
     st:Stage, # The running stage
     pools:list, # Sample of the validation rows
     c, # Content
-    code_bytes:int, # Bytes of an image code
+    sizes:dict, # Modality → bytes of a code
 ):
     "Write baselines.parquet, unless it is there"
     for _ in st.todo({'baselines':{}}, 'baselines: xz and Markov chains', of_stage=True):
         shards = open_shards(st.reading('tokenize')/'shards', 'train')
-        rows = chains(shards, pools, c, code_bytes)+archives(shards, pools, c)
+        rows = chains(shards, pools, c, sizes)+uniform(pools, c, sizes)+archives(shards, pools, c)
         columns = dict(modality='', language='', source='', name='none', bits_per_byte=0.)
         write_table(st.folder/'baselines.parquet', rows or [columns], sort=list(columns)[:4])
         st.commit('baselines', ['baselines.parquet'])
@@ -144,7 +145,7 @@ def train_units(
     run:Run, # The training run
     pools:list, # Small sample
     c, # Content
-    code_bytes:int, # Bytes of an image code
+    sizes:dict, # Modality → bytes of a code
 ):
     "Train from checkpoint to checkpoint; each interval is a unit"
     bar = st.bar('training', run.p.steps, 'step', done=run.step)
@@ -153,7 +154,7 @@ def train_units(
         known = st.is_done(key, dict(step=end), of_stage=True)
         if run.step<end:
             run.until(end, bar)
-            run.measured += measured(run, pools, c, 'part', code_bytes)
+            run.measured += measured(run, pools, c, 'part', sizes)
             run.keep()
             known = False
         if not known: st.commit(key, note=run.curve[end-1])
@@ -161,7 +162,7 @@ def train_units(
 
 # %% ../../nbs/05_pretrain/90_pretrain.ipynb #bfb15415
 CURVE = ['step', 'tokens', 'loss', 'grad_norm', 'lr']
-VALIDATION = ['step', 'part', 'modality', 'language', 'source', 'nats', 'bytes', 'bits_per_byte', 'records', 'clusters']
+VALIDATION = ['step', 'part', 'modality', 'language', 'source', 'nats', 'bytes', 'units', 'bits_per_byte', 'bits_per_unit', 'records', 'clusters']
 
 # %% ../../nbs/05_pretrain/90_pretrain.ipynb #2336f7e3
 def leave(
@@ -200,12 +201,12 @@ def pretrain(
     if not first_process(): return follow(lab, p, fingerprint(basis('pretrain', lab, params, READS, LIBRARIES)), seed)
     with Stage(lab, 'pretrain', params, READS, LIBRARIES) as st:
         if st.done: return st.report()
-        c, code_bytes = content(load_tokenizer_of(st.reading('tokenize'))), 3*p.patch_px**2
+        c, sizes = content(load_tokenizer_of(st.reading('tokenize'))), code_bytes(p)
         pools = held_out(lab)
-        make_baselines(st, pools, c, code_bytes)
+        make_baselines(st, pools, c, sizes)
         run = new_run(p, lab, seed, st.made_from)
-        train_units(st, run, held_out(lab, PART), c, code_bytes)
-        leave(st, run, measured(run, pools, c, 'whole', code_bytes))
+        train_units(st, run, held_out(lab, PART), c, sizes)
+        leave(st, run, measured(run, pools, c, 'whole', sizes))
         return st.report()
 
 # %% ../../nbs/05_pretrain/90_pretrain.ipynb #2a299e34

@@ -233,7 +233,8 @@ def read_sound(
     try:
         with wave.open(str(path), 'rb') as w: how, data = (w.getframerate(), w.getnchannels(), 8*w.getsampwidth()), w.readframes(w.getnframes())
     except (wave.Error, EOFError) as e: raise ValueError(f"{path} is no WAV file ({e}): clean writes them") from None
-    if how!=(RATE, 1, 16): raise ValueError(f"{path}: {how[0]} Hz, {how[1]} channels, {how[2]} bits; expected {RATE} Hz, 1 channel, 16 bits, as clean writes them")
+    if how!=(RATE, 1, 16):
+        raise ValueError(f"{path}: {how[0]} Hz, {how[1]} channels, {how[2]} bits; expected {RATE} Hz, 1 channel, 16 bits, as clean writes them")
     return np.frombuffer(data[:len(data)//2*2], '<i2').astype(np.float32)/32_768
 SoundCodec.read = staticmethod(read_sound)
 
