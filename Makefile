@@ -12,6 +12,7 @@ help:
 	@echo "make test   every test (from nothing)"
 	@echo "make lab    JupyterLab on the stage notebooks"
 	@echo "make lint   the rules of the house: names, import order, budgets, notebooks in step with the package"
+	@echo "make docs   the site in _docs/: notebooks with their outputs, data cards, the mix, the evaluation card (LAB=lab/starter)"
 	@echo "make readme README.md from nbs/index.ipynb"
 	@echo "make clean  remove the environment and built files (your lab/ stays)"
 
@@ -48,6 +49,9 @@ browser:
 
 lint: $(VENV)/.dev
 	@$(VENV)/bin/python tools/lint.py
+
+docs: $(VENV)/.dev
+	@$(VENV)/bin/python tools/site.py
 
 readme: $(VENV)/.dev
 	$(VENV)/bin/python tools/readme.py

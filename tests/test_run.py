@@ -21,7 +21,7 @@ def promised(lab):
 def test_an_installed_copy_runs_all_stages(tiny):
     work, said, _ = tiny
     assert [s for s in STAGES if s in said]==STAGES and 'Next:' in said
-    assert (work/'lab/tiny/report.html').stat().st_size>100_000
+    assert (work/'lab/tiny/notebooks.html').stat().st_size>100_000
     assert len(promised(work/'lab/tiny'))==8
 
 def test_a_second_run_skips_everything(tiny, installed):
