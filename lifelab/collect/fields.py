@@ -25,7 +25,7 @@ def gray_scott(
     return a+.16*_spread(a)-made+feed*(1-a), b+.08*_spread(b)+made-(feed+kill)*b
 
 # %% ../../nbs/01_collect/62_fields.ipynb #b0067f9d
-KINDS = ((.035, .065), (.029, .057), (.03, .062), (.0545, .062), (.025, .06), (.014, .054), (.0367, .0649), (.05, .068), (.022, .051), (.039, .058))
+KINDS = ((.03, .062), (.029, .057), (.039, .058), (.05, .07), (.035, .065), (.0545, .062), (.014, .054), (.022, .051), (.0367, .0649), (.025, .06))
 
 def sow(
     seed:int, # Number of the run
@@ -42,19 +42,20 @@ def sow(
 # %% ../../nbs/01_collect/62_fields.ipynb #5f2443fd
 def form(
     b:np.ndarray, # The substance B, shape (h,w)
-)->str: # nothing, spots, worms or a maze
+)->str: # nothing, spots, stripes or holes
     "The kind of pattern in a field"
     here = b>.15
     if not here.any(): return 'nothing'
-    size = here.sum()/bodies(here)
-    return 'spots' if size<60 else 'worms' if size<300 else 'a maze'
+    if here.mean()>.65: return 'holes'
+    return 'spots' if here.sum()/bodies(here)<130 else 'stripes'
 
 # %% ../../nbs/01_collect/62_fields.ipynb #c251c8cb
 def _field_events(fields, steps):
     "What happened: (step, words)"
     counts = [bodies(b>.15) for b in fields]
     if not counts[-1]: return [(steps[next(i for i in range(len(counts)) if not any(counts[i:]))], 'substance B had vanished')]
-    said = {'spots':f'{counts[-1]} spots stood apart', 'worms':f'worms had formed, {counts[-1]} in all', 'a maze':'a maze had formed'}[form(fields[-1])]
+    n = counts[-1]
+    said = {'spots':f"{n} {'spot' if n==1 else 'spots'} stood apart", 'stripes':'stripes had formed', 'holes':'a net with holes had formed'}[form(fields[-1])]
     twice = next((i for i,n in enumerate(counts) if n>=2*max(1, counts[1])), None)
     found = [(steps[twice], f'the pieces had divided: {counts[twice]} instead of {counts[1]}')] if twice else []
     return found+[(steps[-1], said)]
