@@ -101,6 +101,8 @@ TOLD = { # metric: heading and one sentence
     'choice_plain': ('Multiple choice, the plain way', 'Ranked by bits a byte after the question. Compare it with the blind score, not with 0.25: '
         'right options are made of commoner words.'),
     'choice_blind': ('Multiple choice, blind', 'The same options after a question that asks nothing: what words alone give away.'),
+    'foretell': ('Foretelling simulated worlds', 'Four options, one of them what the simulator then did: boards of the Game of Life, '
+        'fates of patterns, forms of a reaction, none ever run for training. Chance is 0.25.'),
     'bleu': ('Answers beside references: BLEU', 'Shared words with a reference answer, 0 to 100. It does not see truth.'),
     'chrf': ('Answers beside references: chrF', 'Shared runs of letters, 0 to 100.'),
     'redteam_model': ('Red team: the model alone', 'Share of prompts treated as wanted, with no policy around the model.'),

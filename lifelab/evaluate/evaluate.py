@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['READS', 'LIBRARIES', 'READ', 'GENE', 'Bench', 'part', 'vocabulary', 'is_foreign', 'warehouse', 'held_out', 'index',
            'measure_likelihood', 'own_rows', 'foreign_rows', 'evidence', 'asked', 'say', 'measure_choice',
-           'measure_answers', 'measure_redteam', 'measure_sealed', 'measure_attention', 'measure_saliency', 'read',
-           'scores', 'traced', 'drawn', 'lines', 'measure_card', 'units', 'make', 'evaluate']
+           'measure_foretell', 'measure_answers', 'measure_redteam', 'measure_sealed', 'measure_attention',
+           'measure_saliency', 'read', 'scores', 'traced', 'drawn', 'lines', 'measure_card', 'units', 'make',
+           'evaluate']
 
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #7447d70b
 import json, math
@@ -21,6 +22,7 @@ from .attention import attention, draw_attention
 from .bleu import bleu, signature
 from .card import anatomy, card, credits
 from .choice import choice, choice_scores
+from .foretell import foretell, foretell_scores, seen_before
 from .interval import ratios
 from .likelihood import answer_nats, choose_rows, foreign, likelihood, tables
 from .probes import grounded, leaks, probes, seal, sealed as sealed_set
@@ -200,6 +202,19 @@ def measure_choice(self):
     write_table(self.part('choice'), t, sort='id')
     return dict(files=[self.part('choice')], counts=counts)
 
+# %% ../../nbs/07_evaluate/90_evaluate.ipynb #f3b42716
+@method(Bench)
+def measure_foretell(self):
+    "What simulated worlds do next"
+    made = foretell()
+    told = seen_before(made, (t for m in ('table', 'text') for t in self.warehouse(['text'], m).text))
+    items = [q for q in made if q['id'] not in told]
+    t = choice(lambda said, options: answer_nats(self.model, self.tok, said, options), items)
+    t['kind'] = [q['kind'] for q in items]
+    write_table(self.part('foretell'), t, sort='id')
+    gone = {'its board is in the warehouse':len(told)} if told else {}
+    return dict(files=[self.part('foretell')], counts={'in':len(made), 'out':len(items), 'dropped':gone})
+
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #0e55efc7
 @method(Bench)
 def measure_answers(self):
@@ -268,7 +283,7 @@ def scores(self,
 )->list[dict]: # Rows of scores
     "Every score of the stage, sorted"
     quiz, asked, said = self.read('sealed'), self.read('choice'), self.read('answers')
-    out = tables(self.read('likelihood-*'), self.seed)+choice_scores(asked)
+    out = tables(self.read('likelihood-*'), self.seed)+choice_scores(asked)+foretell_scores(self.read('foretell'))
     if len(said): out += bleu(said.answer.tolist(), said.reference.tolist(), self.seed)
     if len(quiz):
         bits = quiz.assign(all='*', top=quiz.nats/math.log(2), bottom=quiz.bytes, cluster=quiz.id)
@@ -345,7 +360,8 @@ def units(self,
     ask, held, policy = file_hash(asset('nbs', '07_evaluate', 'probes.yaml')), self.held_out(), file_hash(asset('nbs', '08_serve', 'policy.yaml'))
     some = ['text'] if self.is_foreign() else sorted(m for m in held.modality.unique() if m)
     out = {f'likelihood/{m}': '' for m in some if (held.modality==m).any()}
-    return out | dict(choice=ask, answers=ask, redteam=[ask, policy], sealed=[fingerprint(self.quiz), seal()['sha256']], attention=[READ, GENE], saliency=READ)
+    return out | dict(choice=ask, foretell='', answers=ask, redteam=[ask, policy],
+        sealed=[fingerprint(self.quiz), seal()['sha256']], attention=[READ, GENE], saliency=READ)
 
 def make(
     bench:Bench, # The bench

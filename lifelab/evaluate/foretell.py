@@ -81,7 +81,8 @@ def form_probe(
     a, b, n = sow(seed)
     for _ in range(steps): a, b = gray_scott(a, b, feed, kill); b[b<1e-9] = 0
     found = form(b)
-    asked = f'A simulated Gray-Scott reaction has feed {feed} and kill {kill} and begins with {n} patches of substance B. What has formed after {steps} steps?'
+    asked = (f'A simulated Gray-Scott reaction has feed {feed} and kill {kill} and begins with {n} patches of substance B. '
+        f'What has formed after {steps} steps?')
     return _probe('form', seed, asked, FORMS[found], [w for k,w in FORMS.items() if k!=found])
 
 # %% ../../nbs/07_evaluate/17_foretell.ipynb #a907a9d2
