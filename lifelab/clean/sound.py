@@ -17,7 +17,7 @@ from .unpack import Refused
 MOST_SECONDS = 3600 # Of one recording
 RATES = (1000, 500_000) # Samples a second: below is no sound, above is no recorder
 MOST_CHANNELS = 16
-MOST_SAMPLES = 1_500_000_000 # Of all channels of one file: an hour in stereo at 192,000 samples a second
+MOST_SAMPLES = 400_000_000 # Of all channels of one file: an hour in stereo at 48,000 samples a second, which needs 1.4 GB of memory
 
 # %% ../../nbs/02_clean/52_sound.ipynb #cdf240cf
 def _plausible(seconds, rate, channels):
@@ -54,7 +54,8 @@ def opened(
     "Open a media file without letting it open anything else; `Refused` when it is none"
     import av
     try: return av.open(io.BytesIO(data), options=dict(format_whitelist=CONTAINERS, protocol_whitelist=''), metadata_errors='replace')
-    except (av.error.FFmpegError, ValueError, OSError) as e: raise Refused('corrupt', f'no media file that can be read: {getattr(e, "strerror", None) or e}') from None
+    except (av.error.FFmpegError, ValueError, OSError) as e: why = getattr(e, 'strerror', None) or e
+    raise Refused('corrupt', f'no media file that can be read: {why}')
 
 # %% ../../nbs/02_clean/52_sound.ipynb #30cc86bb
 def _laid(blocks, rate, most=MOST_SECONDS):
