@@ -26,7 +26,7 @@ setup(
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3',
         'Topic :: Scientific/Engineering :: Bio-Informatics', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     packages=[*find_packages(include=['lifelab', 'lifelab.*']), *assets], package_dir=assets,
-    package_data={'lifelab._assets.nbs': ['*.ipynb', '*/*.ipynb', '*/*.yaml', '*/*.json'], 'lifelab._assets.data_cards': ['*.md']},
+    package_data={'lifelab._assets.nbs': ['*.ipynb', '*/*.ipynb', '*/*.yaml', '*/*.json', '*/*.html', '*/*.js', '*/*.css'], 'lifelab._assets.data_cards': ['*.md']},
     install_requires=core+runs,
     extras_require={**of_stage, 'all': runs, 'remote': needs('remote'), 'lab': needs('lab'), 'dev': needs('dev')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
