@@ -34,7 +34,7 @@ def _alpha(values, met, level):
     n = met.sum(1)
     d = DISTANCES[level](values, n)
     expected = (np.outer(n, n)*d).sum()
-    return None if not expected else 1-(n.sum()-1)*(met*d).sum()/expected
+    return None if not expected else float(1-(n.sum()-1)*(met*d).sum()/expected)
 
 # %% ../../nbs/07_evaluate/82_agreement.ipynb #1f37c126
 def alpha(
@@ -43,7 +43,7 @@ def alpha(
     seed:int=0, # Seed of the draws
     draws:int=1000, # Bootstrap resamples of items; 0 for no interval
     of=None, # (items,) names of clusters that are drawn as one, such as the prompt behind two items; each item alone when None
-)->dict: # alpha, low, high (95 %), items and ratings that could be paired; None for what cannot be said
+)->dict: # alpha, low, high (95 %), items (or clusters) and ratings that could be paired; None for what cannot be said
     "Krippendorff's alpha with a bootstrap interval over items; ValueError for an unknown level"
     if level not in DISTANCES: raise ValueError(f"no level {level!r}: give one of {', '.join(DISTANCES)}")
     values, met = coincidences(ratings)
@@ -53,6 +53,7 @@ def alpha(
     if not len(met): return found
     found['alpha'] = _alpha(values, met.sum(0), level)
     if of is not None: met = np.stack([met[of==c].sum(0) for c in np.unique(of)])
+    found['items'] = len(met)
     times = np.random.default_rng(seed).multinomial(len(met), [1/len(met)]*len(met), size=draws)
     again = [a for t in times if (a := _alpha(values, np.tensordot(t, met, 1), level)) is not None]
     if found['alpha'] is not None and len(met)>1 and again: found['low'], found['high'] = (float(x) for x in np.quantile(again, [.025, .975]))

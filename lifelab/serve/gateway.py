@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from ..core.profile import nearest
 from .feedback import Buffer, Feedback
+from .judge import judge_routes, open_jury
 from .keys import Keys, database
 from .limits import Limits
 from .policy import policy
@@ -379,5 +380,6 @@ def app(
     for path,f in (('/v1/chat/completions', chat), ('/v1/feedback', feedback)): api.add_api_route(path, f, methods=['POST'], response_model=None)
     for path,f in (('/v1/models', models), ('/v1/models/{name}', model), ('/healthz', healthz), ('/metrics', metrics)):
         api.add_api_route(path, f, methods=['GET'], response_model=None)
+    judge_routes(api, open_jury(lab, db), admit)
     _handlers(api)
     return api
