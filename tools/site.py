@@ -4,7 +4,7 @@
 LAB=lab/starter names the run whose stage notebooks are shown: lab/starter if it is there, else lab/tiny, which is made if need be.
 A notebook is executed anew only when it, or the code that it imports, has changed (kept in work/told/).
 """
-import argparse, hashlib, json, os, re, shutil, subprocess, sys
+import argparse, hashlib, inspect, json, os, re, shutil, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from posixpath import normpath, relpath
@@ -15,7 +15,7 @@ from lifelab.core.lab import code_fingerprint
 from links import faults
 from pages import cards, evaluation, report, the_mix, try_it
 
-stage, told = root/'work/site', root/'work/told'
+stage, told = root/f'work/site-{os.getpid()}', root/'work/told'
 REPO = 'https://github.com/lifelab/lifelab/blob/main/'
 KATEX = '0.16.11'
 
@@ -24,6 +24,8 @@ KATEX = '0.16.11'
 def books():
     "All notebooks, in order"
     return sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(q.startswith('.') for q in p.relative_to(root).parts))
+
+def page_of(nb): return nb.relative_to(root/'nbs').as_posix()
 
 def is_library(nb): return '#| default_exp' in nb.read_text(encoding='utf-8')
 
@@ -36,7 +38,7 @@ def symbols():
             if c['cell_type']=='code' and s.startswith('#| export'):
                 for name in re.findall(r'^(?:def|class) ([A-Za-z]\w*)', s, re.M):
                     if name in at: twice.add(name)
-                    at[name] = f"{nb.relative_to(root/'nbs').as_posix()}#def-{name}"
+                    at[name] = f"{page_of(nb)}#def-{name}"
     return {n: p for n,p in at.items() if n not in twice}
 
 # One notebook, in a process of its own
@@ -77,14 +79,15 @@ def module_of(text): return 'lifelab.'+re.search(r'#\| default_exp ([\w.]+)', te
 def kept(nb, run):
     "The told form of a library notebook, made when there is none for this content"
     text = nb.read_text(encoding='utf-8')
-    made_from = [text, code_fingerprint(module_of(text)), Path(__file__).read_text(encoding='utf-8'), run]
+    made_from = [text, code_fingerprint(module_of(text)), inspect.getsource(cook), run]
     out = told/f'{nb.stem}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}.ipynb'
     if not out.exists():
+        part = out.with_suffix(f'.{os.getpid()}')
         env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'TQDM_DISABLE': '1', 'COLUMNS': '120'}
-        done = subprocess.run([sys.executable, __file__, '--cook', nb, out.with_suffix('.part'), *([] if run else ['--no-run'])], cwd=root, env=env, capture_output=True, text=True)
-        if done.returncode: raise SystemExit(f'{nb.relative_to(root)} cannot be shown:\n{(done.stdout+done.stderr)[-3000:]}')
-        for old in told.glob(f'{nb.stem}-*.ipynb'): old.unlink()
-        out.with_suffix('.part').rename(out)
+        done = subprocess.run([sys.executable, __file__, '--cook', nb, part, *([] if run else ['--no-run'])], cwd=root, env=env, capture_output=True, text=True)
+        if done.returncode: return print(f'{nb.relative_to(root)} cannot be shown:\n{(done.stdout+done.stderr)[-3000:]}', file=sys.stderr)
+        for old in told.glob(f'{nb.stem}-*.ipynb'): old.unlink(missing_ok=True)
+        part.rename(out)
         print(f'told {nb.relative_to(root)}', flush=True)
     return json.loads(out.read_text(encoding='utf-8'))
 
@@ -121,11 +124,13 @@ def signature(text, names, page):
     text = re.sub(r'^### (.+)$', lambda m: f"### `{m[1].strip()}` {{#def-{m[1].strip()}}}", text, count=1, flags=re.M)
     own = lambda m: f'[`{m[1]}`]({relpath(names[m[1]], here)})' if m[1] in names else f'`{m[1]}`'
     text = re.sub(r'\[`([^`]+)`\]\(https?://[^)]*\)', own, text)
-    return text.removeprefix('---\n\n')
+    text = text.removeprefix('---\n\n')
+    m = re.match(r'(\[source\]\([^)]*\))\{[^}]*\}\n\n', text)
+    return text[m.end():]+f'\n\n[[source]{m[1][8:]}]{{.source}}\n' if m else text
 
 def written(nb, src, names, hidden=()):
     "A notebook as the renderer wants it: front matter, links, no warnings of libraries, nothing of this machine"
-    page, cells = src.relative_to(root/'nbs').as_posix(), []
+    page, cells = page_of(src), []
     code = '\n'.join(''.join(c['source']) for c in json.loads(src.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code')
     known = {w for l in re.findall(r'^from lifelab.* import (.+)$', code, re.M) for w in re.findall(r'\w+', l)} | {n for n,p in names.items() if p.startswith(page+'#')}
     for c in nb['cells']:
@@ -174,9 +179,10 @@ def staged(lab, only, run):
     names, wanted = symbols(), lambda p: not only or any(o in p for o in only)
     hidden = [(str(lab), f'lab/{lab.name}'), (str(root)+'/', ''), (str(Path.home())+'/', '~/')]
     own = {'cards': lambda: cards(root), 'mix.md': lambda: the_mix(root, relink), 'evaluation.md': lambda: evaluation(lab), 'try.md': lambda: try_it(lab), 'report.html': lambda: report(lab)}
-    with ThreadPoolExecutor(os.cpu_count()) as ex: list(ex.map(lambda nb: kept(nb, run), [nb for nb in books() if is_library(nb) and wanted(str(nb))]))
+    with ThreadPoolExecutor(os.cpu_count()) as ex: cooked = list(ex.map(lambda nb: kept(nb, run), [nb for nb in books() if is_library(nb) and wanted(page_of(nb))]))
+    if not all(cooked): raise SystemExit(f'{cooked.count(None)} notebooks cannot be shown: mend them, or look with --no-run')
     for nb in books():
-        page = nb.relative_to(root/'nbs').as_posix()
+        page = page_of(nb)
         if not wanted(page): continue
         ran = lab/'notebooks'/nb.name
         cooked = kept(nb, run) if is_library(nb) else json.loads((ran if nb.parent==root/'nbs' and ran.exists() else nb).read_text(encoding='utf-8'))
@@ -223,13 +229,15 @@ def main():
     a = ap.parse_args()
     if a.cook: return cook(*a.cook, not a.no_run)
     lab = lab_of()
-    staged(lab, a.only, not a.no_run)
-    rendered()
-    found = faults(stage/'_docs', partly=bool(a.only))
-    for f in found: print(f, file=sys.stderr)
-    if found: return 1
-    shutil.rmtree(a.out, ignore_errors=True)
-    shutil.move(stage/'_docs', a.out)
+    try:
+        staged(lab, a.only, not a.no_run)
+        rendered()
+        found = faults(stage/'_docs', partly=bool(a.only))
+        for f in found: print(f, file=sys.stderr)
+        if found: return 1
+        shutil.rmtree(a.out, ignore_errors=True)
+        shutil.move(stage/'_docs', a.out)
+    finally: shutil.rmtree(stage, ignore_errors=True)
     print(f"{len(list(a.out.rglob('*.html')))} pages in {a.out}; the run shown is {lab}")
 
 if __name__ == '__main__': sys.exit(main())
