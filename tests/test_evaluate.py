@@ -214,3 +214,14 @@ def test_every_probe_is_decided_by_the_record_that_it_names(tiny):
     "Against the warehouse of a real tiny run: whatever it holds of the probes' records agrees with them"
     t = pq.read_table(tiny[0]/'lab/tiny/07_evaluate/parts/choice.parquet').to_pandas()
     assert set(t.record)<={'found', 'absent'} and len(t)==len(probes()['choice'])
+
+def test_no_probe_is_a_question_that_stage_6_teaches():
+    "A probe whose words were trained on measures memory"
+    import re
+    from lifelab.evaluate.probes import probes
+    from lifelab.finetune.questions import questions
+    words = lambda t: frozenset(re.findall(r'[^\W_]+', t.lower()))
+    taught = {words(t): q.id for q in questions() for t in q.said[::2]}
+    asked = [(q['id'], q.get('question') or q['prompt']) for kind in ('choice', 'answer') for q in probes()[kind]]
+    same = [(i, other) for i,t in asked for w,other in taught.items() if len(words(t)&w)>.85*len(words(t)|w)]
+    assert len(asked)>=80 and not same, same
