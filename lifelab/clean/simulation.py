@@ -27,8 +27,9 @@ def opened(
     bad = [k for k,kind in NEEDS.items() if not isinstance(run, dict) or not isinstance(run.get(k), kind)]
     if bad: raise Refused('malformed', f"a run has {', '.join(NEEDS)}: not so {', '.join(bad)}")
     log, n = run['log'], len(run['frame_steps'])
-    if 'step' not in log or len({len(v) if isinstance(v, list) else -1 for v in log.values()})!=1:
-        raise Refused('malformed', 'columns of a log are equally long')
+    columns = [v if isinstance(v, list) and all(isinstance(x, (int, float)) for x in v) else [] for v in log.values()]
+    if not log.get('step') or not all(columns) or len(set(map(len, columns)))!=1: raise Refused('malformed', 'columns of a log are numbers, equally long')
+    if not all(isinstance(t, int) and t>=log['step'][0] for t in run['frame_steps']): raise Refused('malformed', 'frames are of steps in the log')
     if not 0<n<=64: raise Refused('malformed', f'a run has 1 to 64 frames: found {n}')
     try:
         with Image.open(io.BytesIO(base64.b64decode(run['frames'], validate=True)), formats=['PNG']) as im:
