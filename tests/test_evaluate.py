@@ -224,4 +224,4 @@ def test_no_probe_is_a_question_that_stage_6_teaches():
     taught = {words(t): q.id for q in questions() for t in q.said[::2]}
     asked = [(q['id'], q.get('question') or q['prompt']) for kind in ('choice', 'answer') for q in probes()[kind]]
     same = [(i, other) for i,t in asked for w,other in taught.items() if len(words(t)&w)>.85*len(words(t)|w)]
-    assert len(asked)>=80 and not same, same
+    assert len(asked)>=70 and not same, same
