@@ -73,7 +73,9 @@ def _stages(lab):
 # %% ../../nbs/00_core/65_report.ipynb #7a6d5c82
 def _map(lab, most=12):
     "Bytes and records by source, domain, modality and licence"
-    records = read_rows(lab, '02_clean/records/*.parquet', ['source', 'domain', 'modality', 'licence', 'bytes'])
+    columns = ['source', 'domain', 'modality', 'licence', 'bytes']
+    records = read_rows(lab, '02_clean/records/*.parquet', columns)
+    if records.empty: records = read_rows(lab, '01_collect/items.parquet', columns) # not cleaned yet: the files as they came
     if records.empty: return ''
     sides = ''.join(f'<div><h3>By {by}</h3>{_side(records, by, most)}</div>' for by in ('modality', 'domain', 'licence', 'source'))
     return f'<p>Size, and number of records.</p><div class="two">{sides}</div>'
@@ -228,7 +230,7 @@ def _section(lab, title, tell):
     "A section, or a line that says why it cannot be told"
     try: body = tell(lab)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
-        body = f'<p class="soft">This cannot be told: {type(e).__name__}: {escape(str(e)[:300])}</p>'
+        body = f'<p class="soft">This cannot be told: {type(e).__name__}: {escape(str(e).replace(str(lab), "")[:300])}</p>'
     return f'<h2>{escape(title)}</h2>\n{body}' if body else ''
 
 # %% ../../nbs/00_core/65_report.ipynb #7485be3d
