@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'NUMBER', 'UNITS', 'MOST_ROWS', 'MOST_CELL', 'TITLES', 'TABLES', 'cell', 'name_and_unit', 'number',
-           'sentences', 'penguin', 'delimiter', 'read_csv', 'read_parquet', 'draft', 'rows', 'oec_table', 'sbml',
+           'plain_facts', 'penguin', 'delimiter', 'read_csv', 'read_parquet', 'draft', 'rows', 'oec_table', 'sbml',
            'table']
 
 # %% ../../nbs/02_clean/56_table.ipynb #06f2afad
@@ -53,7 +53,7 @@ def number(
     if isinstance(x, bool) or not isinstance(x, (int, float)): return str(x)
     return f'{x:,}' if isinstance(x, int) and abs(x)>=10_000 else f'{x:.6g}' if isinstance(x, float) else str(x)
 
-def sentences(
+def plain_facts(
     row:dict, # Column → value, nothing missing
 )->str: # One sentence a cell
     "The facts of a row by the general rule"
@@ -157,7 +157,7 @@ def rows(
             yield draft(r, penguin(r), f"{r['Species'].split(' (')[0]} {r['Individual ID']}", line, item, f"bird {r['Species']} {r['Individual ID']}"); continue
         low = {k.lower(): v for k,v in r.items()}
         own = next((str(low[t]) for t in TITLES if t in low), '')
-        yield draft(r, f"In the table {name_of(item)}{f', {own}' if own else ''}: {sentences(r)}", f'{name_of(item)}, {own or f"row {line}"}'[:200], line, item)
+        yield draft(r, f"In the table {name_of(item)}{f', {own}' if own else ''}: {plain_facts(r)}", f'{name_of(item)}, {own or f"row {line}"}'[:200], line, item)
 
 # %% ../../nbs/02_clean/56_table.ipynb #d10ab692
 _PLANET = dict(mass=('its mass is {} times that of Jupiter', 'mass_jupiter'), radius=('its radius is {} times that of Jupiter', 'radius_jupiter'),
@@ -208,7 +208,6 @@ def _model(data):
 
 def _unit(m):
     "Unit of fluxes in words; '' when the model does not say"
-    import libsbml
     p = next((p for p in (m.getParameter(i) for i in range(m.getNumParameters())) if p.getUnits()), None)
     u = p and m.getUnitDefinition(p.getUnits())
     return (p.getUnits() if u is None else u.getId()).replace('_', ' ').replace(' per ', '/') if p else ''

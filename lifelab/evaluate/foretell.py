@@ -8,7 +8,7 @@ __all__ = ['FATES', 'FORMS', 'MANY', 'board_probe', 'count_probe', 'fate', 'fate
 
 # %% ../../nbs/07_evaluate/17_foretell.ipynb #179705ab
 import numpy as np
-from ..collect.automata import PATTERNS, board_of, bounded, drawn, drift, life, small_boards
+from ..collect.automata import PATTERNS, board_of, draw_board, moved, life, small_boards
 from ..collect.fields import KINDS, form, gray_scott, sow
 from ..collect.simulate import MOST_RUNS
 from .interval import row, shares
@@ -25,9 +25,9 @@ def board_probe(
     "What will a small board be after two generations?"
     boards, rng = small_boards(seed, side, 3), np.random.default_rng([8, seed])
     off = boards[2].copy(); off.flat[rng.choice(side*side, 3, replace=False)] ^= 1
-    four = [drawn(b) for b in (boards[2], boards[1], boards[3], off)]
-    if len({*four, drawn(boards[0])})<5 or not boards[3].any(): return None
-    asked = f'A Game of Life board of {side} by {side}, # alive, outside of it all is dead:\n{drawn(boards[0])}\nWhat is it after 2 generations?'
+    four = [draw_board(b) for b in (boards[2], boards[1], boards[3], off)]
+    if len({*four, draw_board(boards[0])})<5 or not boards[3].any(): return None
+    asked = f'A Game of Life board of {side} by {side}, # alive, outside of it all is dead:\n{draw_board(boards[0])}\nWhat is it after 2 generations?'
     return _probe('board', seed, asked, four[0], four[1:])
 
 # %% ../../nbs/07_evaluate/17_foretell.ipynb #b67c31fb
@@ -40,7 +40,7 @@ def count_probe(
     n, rng = int(b.sum()), np.random.default_rng([9, seed])
     low = max(0, n-int(rng.integers(0, 4)))
     say = lambda k: f"{k} {'cell' if k==1 else 'cells'}"
-    asked = f'A Game of Life board of {side} by {side}, # alive, outside of it all is dead:\n{drawn(a)}\nHow many cells are alive after 1 generation?'
+    asked = f'A Game of Life board of {side} by {side}, # alive, outside of it all is dead:\n{draw_board(a)}\nHow many cells are alive after 1 generation?'
     return _probe('count', seed, asked, say(n), [say(k) for k in range(low, low+4) if k!=n])
 
 # %% ../../nbs/07_evaluate/17_foretell.ipynb #1384f422
@@ -55,7 +55,7 @@ def fate(
     if not run[-1].any(): return 'dies'
     if (run[1]==run[0]).all(): return 'stays'
     if (run[2]==run[0]).all(): return 'repeats'
-    return 'moves' if drift(run[0], run[4]) else None
+    return 'moves' if moved(run[0], run[4]) else None
 
 def fate_probe(
     seed:int, # At least `MOST_RUNS`
@@ -66,11 +66,12 @@ def fate_probe(
     mine = [p for p in known if fate(board_of(p, 24))==want]
     a = np.rot90(board_of(mine[seed//4%len(mine)]), seed//8%4)
     a = a if seed%3 else a[:,::-1]
-    asked = f'In the Game of Life an empty world holds only this pattern, # alive:\n{drawn(a)}\nWhat becomes of it?'
+    asked = f'In the Game of Life an empty world holds only this pattern, # alive:\n{draw_board(a)}\nWhat becomes of it?'
     return _probe('fate', seed, asked, FATES[want], [f for k,f in FATES.items() if k!=want])
 
 # %% ../../nbs/07_evaluate/17_foretell.ipynb #b1eb33b5
-FORMS = {'nothing':'nothing: the substance vanishes', 'spots':'small spots apart from each other', 'stripes':'long stripes and rings', 'holes':'a net full of holes'}
+FORMS = {'nothing':'nothing: the substance vanishes', 'spots':'small spots apart from each other', 'stripes':'long stripes and rings',
+    'holes':'a net full of holes'}
 
 def form_probe(
     seed:int, # At least `MOST_RUNS`
