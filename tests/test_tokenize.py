@@ -1,14 +1,16 @@
 """Round trips by property, one set of ids under three libraries, and a stage that is killed and goes on."""
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, random, shutil, signal, subprocess, sys, time, wave
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from lifelab.core.lab import tree_hash, write_json, write_table
 from lifelab.core.record import Record, arrow_schema
-from lifelab.tokenize.alphabet import CONTROL, LETTERS, codes_to_chars, to_chars
+from lifelab.tokenize.alphabet import CONTROL, LETTERS, chars_to_codes, codes_to_chars, to_chars
 from lifelab.tokenize.merges import assemble, learn_letters, learn_text, parts, size_of
 from lifelab.tokenize.spans import Stream, defuse, mend, to_letters, to_private
-from lifelab.tokenize.tokenizer import decode, encode_record, encode_text, encode_trusted, load_core, load_tokenizer, save_tokenizer, token_table
+from lifelab.tokenize.sound_codec import HOP, RATE, fit_sounds
+from lifelab.tokenize.windows import cuts
+from lifelab.tokenize.tokenizer import KINDS, decode, encode_record, encode_text, encode_trusted, load_core, load_tokenizer, save_tokenizer, token_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ['The cell divides; la cellule se divise, la célula se divide. ', 'Life is a process, not a thing: 生命 жизнь حياة. ', "it's 1859, isn't it?\n\n\tyes  "]*20
@@ -19,9 +21,9 @@ TEXT, GENE, CHAIN = learn_text(TEXTS, 150), learn_letters(DNA, 60), learn_letter
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    "A saved tokenizer of 1,024 tokens"
+    "A saved tokenizer of 1,088 tokens"
     out = tmp_path_factory.mktemp('tok')
-    save_tokenizer(assemble(parts(TEXT, GENE, CHAIN, codes=128), 1024), out)
+    save_tokenizer(assemble(parts(TEXT, GENE, CHAIN, codes=128, sounds=96), 1088), out)
     return out
 
 @pytest.fixture(scope='module')
@@ -77,7 +79,33 @@ def samples():
     for n in (1, 5, 513, 20_000): yield to_private(f"gene <|dna|>{''.join(code.choices('ACGTN', k=n))}<|end|>")
     yield to_private(f"<|protein|>{''.join(code.choices(LETTERS['protein'], k=700))}<|end|> folds")
     yield '<|image|>'+codes_to_chars(code.choices(range(128), k=256))+'<|end|>'
+    yield '<|audio|>'+codes_to_chars(code.choices(range(96), k=125), 'audio')+'<|end|> a lark'
+    yield '<|video|>'+codes_to_chars(code.choices(range(128), k=64))+'<|end|>'
     yield '<|im_start|>user\nWhat is life?<|im_end|>\n<|im_start|>assistant\n'
+
+def test_the_saved_folder_gives_the_same_ids(folder, tok):
+    auto = load_tokenizer(folder)
+    for text in samples(): assert auto(text, add_special_tokens=False).input_ids==tok.encode(text).ids
+
+def test_alphabets_are_disjoint_and_tokens_pure(tok, six):
+    seen = {k: set() for k in KINDS}
+    for text in samples():
+        for i in tok.encode(text).ids: seen[KINDS[token_table(tok)['kind'][i]]].add(i)
+    assert all(seen.values()) and sum(map(len, seen.values()))==len(set.union(*seen.values()))
+    for t,n in ((tok, 96), (six, 0)):
+        table = token_table(t, {'image': 192, 'audio': 256}, entries=48)
+        of = lambda kind: np.flatnonzero(table['kind']==KINDS.index(kind))
+        glued = {i for i in range(len(table['kind'])) if table['kind'][i]==1 and table['bytes'][i]>1}
+        assert len(of('audio'))==n and (table['bytes'][of('audio')]==256).all() and (table['bytes'][of('image')]==192).all()
+        assert table['start'][of('audio')].sum()==n//2 and not glued & set(of('audio'))
+    word = six.encode(to_chars('ACGTAC', 'dna', sixmer=True)).ids
+    table = token_table(six)
+    assert len(word)==1 and KINDS[table['kind'][word[0]]]=='dna' and table['bytes'][word[0]]==6
+
+def test_every_code_that_has_room_is_a_sound():
+    from lifelab.tokenize.tokenizer import _kind
+    for c in (0, 4095, 4096, 16_383): assert _kind(codes_to_chars([c], 'audio').encode())==(5, 1)
+    assert _kind('\U000F8000'.encode())[0]==1 and _kind('\U000F3000'.encode())[0]==1
 
 def test_three_libraries_give_the_same_ids(folder, tok):
     gigatoken = pytest.importorskip('gigatoken')
@@ -85,14 +113,14 @@ def test_three_libraries_give_the_same_ids(folder, tok):
     for text in samples():
         ids = tok.encode(text).ids
         assert auto(text, add_special_tokens=False).input_ids==ids and giga.encode(text).tolist()==ids
-    assert len(auto)==tok.get_vocab_size()==1024
+    assert len(auto)==tok.get_vocab_size()==1088
 
 def alone(merges):
     "A tokenizer of one part's merges and nothing else"
     return assemble({'only': merges}, 4096)
 
 def test_segmentation_is_that_of_each_separate_tokenizer(tok):
-    all_parts = parts(TEXT, GENE, CHAIN, codes=128)
+    all_parts = parts(TEXT, GENE, CHAIN, codes=128, sounds=96)
     text, dna, protein = alone(all_parts['text']), alone(all_parts['glue']+all_parts['dna']), alone(all_parts['glue']+all_parts['protein'])
     for x in TEXTS[:3]: assert tok.encode(x).tokens==text.encode(x).tokens
     for x in DNA: assert tok.encode(to_chars(x, 'dna')).tokens==dna.encode(to_chars(x, 'dna')).tokens
@@ -135,9 +163,19 @@ def warehouse(lab):
     for i in range(30):
         m = f'{i:064x}'; p = lab/'02_clean/media'/m[:2]/m; p.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(p, 'PNG'); media.append(m)
+    sounds, films = [f'a0{i:062x}' for i in range(30)], [f'f0{i:062x}' for i in range(12)]
+    for d in ('a0', 'f0'): (lab/'02_clean/media'/d).mkdir(parents=True, exist_ok=True)
+    for m,x in zip(sounds, tones(30)):
+        with wave.open(str(lab/'02_clean/media/a0'/m), 'wb') as w: w.setnchannels(1); w.setsampwidth(2); w.setframerate(RATE); w.writeframes((x*32_767).astype('<i2').tobytes())
+    for i,m in enumerate(films):
+        frames = [Image.fromarray(f) for f in np.random.default_rng(100+i).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)]
+        frames[0].save(lab/'02_clean/media/f0'/m, 'PNG', save_all=True, append_images=frames[1:])
     rows = dict(text=[Record(source='wiki', modality='text', language='en', title=f'T{i}', text=' '.join(r.choices(words, k=200)), **about) for i in range(300)],
         dna=[Record(source='k12', modality='dna', sequence=''.join(r.choices('ACGTN', k=20_000)), caption='segment', **about) for i in range(130)],
-        image=[Record(source='pics', modality='image', media=m, caption='noise', bytes=1, **about) for m in media])
+        image=[Record(source='pics', modality='image', media=m, caption='noise', bytes=1, **about) for m in media],
+        audio=[Record(source='hums', modality='audio', media=m, caption='a tone', bytes=1, seconds=.5, **about) for m in sounds],
+        video=[Record(source='cams', modality='video', media=m, caption='noise that moves', bytes=1, **about) for m in films],
+        table=[Record(source='zoo', modality='table', language='en', text=f'Animal {i} weighs {i*i} g.', row='{}', **about) for i in range(30)])
     for m,rs in rows.items(): write_table(lab/f'02_clean/records/{m}-00.parquet', [x.model_dump() for x in rs], arrow_schema(), 'id')
     write_json(lab/'02_clean/stage.json', dict(output='toy'))
     balance(lab, 'tiny')
@@ -164,7 +202,57 @@ def test_a_killed_stage_ends_the_same(tmp_path):
         while p.poll() is None and not (journal.exists() and journal.read_bytes().count(b'\n')>=done): time.sleep(.02)
         p.send_signal(signal.SIGKILL); p.wait()
     run(two)
+    assert any(f=='codecs/audio.safetensors' for f in promised(one))
     assert promised(one)==promised(two) and tree_hash(one/'04_tokenize/shards')==tree_hash(two/'04_tokenize/shards')
+
+def tones(n):
+    "Half-second tones of n pitches with a little noise"
+    t, r = np.arange(RATE//2)/RATE, np.random.default_rng(5)
+    return [(.4*np.sin(2*np.pi*(150+70*i)*t)*np.exp(-2*t)+r.normal(0, .01, len(t))).astype('float32') for i in range(n)]
+
+@pytest.fixture(scope='module')
+def voice(): return fit_sounds(tones(12), 16, 3)
+
+@quick
+@given(st.lists(st.tuples(*[st.integers(0, 15)]*3), min_size=1, max_size=20))
+def test_codes_of_sound_come_back_through_the_tokenizer(tok, voice, steps):
+    codes = [16*b+c for s in steps for b,c in enumerate(s)]
+    text = decode(tok.encode('<|audio|>'+codes_to_chars(codes, 'audio')+'<|end|>').ids, tok)
+    assert chars_to_codes(text, 'audio')==codes and voice.spectra(codes).shape==(len(steps), 64)
+
+@quick
+@given(st.lists(st.integers(-2**40, 2**40), max_size=12))
+def test_hostile_codes_are_refused_or_are_a_sound(voice, codes):
+    fine = codes and len(codes)%3==0 and all(16*(i%3)<=c<16*(i%3)+16 for i,c in enumerate(codes))
+    if fine: assert np.isfinite(voice.spectra(codes)).all()
+    else:
+        with pytest.raises(ValueError): voice.decode(codes)
+
+def test_a_sound_of_any_length_is_whole_steps(voice):
+    for n in (1, HOP-1, HOP, HOP+1, 5*HOP):
+        codes = voice.encode(tones(1)[0][:n])
+        assert len(codes)==3*-(-n//HOP) and len(voice.decode(codes))==-(-n//HOP)*HOP and np.abs(voice.decode(codes)).max()<=1
+
+def test_more_books_lose_less():
+    from lifelab.tokenize.sound_codec import log_distance, log_mel
+    far = [np.mean([log_distance(log_mel(s), c.spectra(c.encode(s))) for s in tones(12)]) for c in (fit_sounds(tones(12), 16, b) for b in (1, 2, 3))]
+    assert far[0]>far[1]>far[2]
+
+def test_no_row_ends_within_a_step_or_a_frame(tok):
+    table = token_table(tok, entries=32, frame=16)
+    sound = np.array(tok.encode('<|audio|>'+codes_to_chars([0, 32, 64]*9, 'audio')+'<|end|>').ids)
+    film = np.array(tok.encode('<|video|>'+codes_to_chars(range(64))+'<|end|>').ids)
+    assert np.flatnonzero(cuts(sound, table)).tolist()==[0, *range(4, 28, 3)]
+    assert np.flatnonzero(cuts(film, table)).tolist()==[0, 17, 33, 49]
+    assert not cuts(np.r_[CONTROL.index('<|image|>'), film[1:]], table)[1:].any()
+
+def test_a_damaged_sound_or_film_is_left_out_and_named(tmp_path):
+    from lifelab.tokenize.tokenize import tokenize
+    lab = warehouse(tmp_path)
+    media = lab/'02_clean/media'
+    (media/'a0'/f'a0{1:062x}').write_bytes(b'RIFF....WAVE'); (media/'f0'/f'f0{2:062x}').write_bytes(b'\x89PNG')
+    dropped = tokenize(lab, 'tiny').counts['dropped']
+    assert {k: v for k,v in dropped.items() if 'audio' in k or 'video' in k}=={f'no tokens for this {m}: its file or letters cannot be read': 1 for m in ('audio', 'video')}
 
 def test_size_is_the_profiles():
     from lifelab.core.profile import PROFILES, vocabulary

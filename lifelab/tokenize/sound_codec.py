@@ -41,7 +41,8 @@ def log_mel(
     "Loudness of each band at each step; ValueError for what is not one channel of samples"
     import librosa
     x = _checked(samples)
-    power = np.abs(librosa.stft(x, n_fft=FFT, hop_length=HOP, pad_mode='constant'))**2
+    spread = np.pad(x, FFT//2) # centred on each step, silence before and after
+    power = np.abs(librosa.stft(np.pad(spread, (0, max(0, FFT-len(spread)))), n_fft=FFT, hop_length=HOP, center=False))**2
     return np.maximum(10*np.log10(np.maximum(_bands()@power, 1e-9)), QUIET).T[:len(x)//HOP].astype(np.float32)
 
 # %% ../../nbs/04_tokenize/55_sound_codec.ipynb #0d8e0079

@@ -51,10 +51,18 @@ def _pictures(stage, p, groups, split, most):
     return _media(stage, groups, split, 'image', part['image']), films
 
 # %% ../../nbs/04_tokenize/90_tokenize.ipynb #1eb9d66e
+def _opened(read, files):
+    "What can be read of some files"
+    for f in files:
+        try: x = read(f)
+        except (ValueError, OSError, SyntaxError): continue
+        yield x
+
+# %% ../../nbs/04_tokenize/90_tokenize.ipynb #c2c045f6
 def _tiles(codec, pictures, films):
     "Pixels of pictures, then of the frames of films"
-    for f in pictures: yield codec.read(f)
-    for f in films: yield from codec.frames(f)
+    yield from _opened(codec.read, pictures)
+    for frames in _opened(codec.frames, films): yield from frames
 
 # %% ../../nbs/04_tokenize/90_tokenize.ipynb #8f3f4c67
 def learn_codec(
@@ -65,13 +73,12 @@ def learn_codec(
     "Unit `codec/image`: codecs/image.*; nothing when there are neither pictures nor films"
     if stage.is_done('codec/image', [p.image_codes, p.patch_px, p.tile_px, p.frame_px, p.clip_frames], of_stage=True): return
     drawn = _pictures(stage, p, groups, 'train', TILES)
-    if not any(drawn): return stage.commit('codec/image', note={'codes': 0})
-    codec = fit_codec(_tiles(ImageCodec(np.zeros((1, p.patch_px**2*3), np.uint8)), *drawn), p.image_codes, p.patch_px)
-    unseen = _pictures(stage, p, groups, 'validation', 64)
-    shown = unseen if any(unseen) else [fs[:32] for fs in drawn]
-    db = [psnr(x, codec.decode(codec.encode(x), x.shape[1]//p.patch_px)) for x in _tiles(codec, *shown)]
+    blank = ImageCodec(np.zeros((1, p.patch_px**2*3), np.uint8))
+    if not (seen := list(_tiles(blank, *drawn))): return stage.commit('codec/image', note={'codes': 0})
+    codec, unseen = fit_codec(seen, p.image_codes, p.patch_px), list(_tiles(blank, *_pictures(stage, p, groups, 'validation', 64)))
+    db = [psnr(x, codec.decode(codec.encode(x), x.shape[1]//p.patch_px)) for x in unseen or seen[:64]]
     about = dict(tiles=len(drawn[0]), films=len(drawn[1]), psnr_db=round(float(np.mean(np.minimum(db, 99))), 2),
-        measured_on='validation' if any(unseen) else 'train', pictures=len(db))
+        measured_on='validation' if unseen else 'train', pictures=len(db))
     stage.commit('codec/image', codec.save(stage.folder, about), note=dict(codes=len(codec), **about))
 
 # %% ../../nbs/04_tokenize/90_tokenize.ipynb #49c9c13e
@@ -83,12 +90,10 @@ def learn_sounds(
     "Unit `codec/audio`: codecs/audio.*; nothing when there are no sounds; ValueError for a rate the codec does not know"
     if p.audio_rate!=RATE: raise ValueError(f"the profile's audio_rate is {p.audio_rate}: the codec of sounds knows {RATE} only")
     if stage.is_done('codec/audio', [p.audio_codes, p.audio_books], of_stage=True): return
-    drawn = _media(stage, groups, 'train', 'audio', CLIPS)
-    if not drawn: return stage.commit('codec/audio', note={'codes': 0})
-    codec = fit_sounds(map(read_sound, drawn), p.audio_codes, p.audio_books)
-    unseen = _media(stage, groups, 'validation', 'audio', 16)
-    shown = (unseen or drawn)[:16]
-    about = dict(clips=len(drawn), measured_on='validation' if unseen else 'train', sounds=len(shown), **losses(codec, [read_sound(f) for f in shown]))
+    seen, unseen = (list(_opened(read_sound, _media(stage, groups, s, 'audio', n))) for s,n in (('train', CLIPS), ('validation', 16)))
+    if not seen: return stage.commit('codec/audio', note={'codes': 0})
+    codec, shown = fit_sounds(seen, p.audio_codes, p.audio_books), (unseen or seen)[:16]
+    about = dict(clips=len(seen), measured_on='validation' if unseen else 'train', sounds=len(shown), **losses(codec, shown))
     stage.commit('codec/audio', codec.save(stage.folder, about), note=dict(codes=len(codec), **about))
 
 # %% ../../nbs/04_tokenize/90_tokenize.ipynb #e29e878e
