@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lifelab.core.lab import stage_folder, write_table
-from lifelab.evaluate.judging import RUBRIC, sheet, summary
+from lifelab.evaluate.judging import summary
+from lifelab.evaluate.ratings import RUBRIC, sheet
 from lifelab.serve.judge import POLICY, Jury, judge_routes, judged, open_jury
 from lifelab.serve.keys import Keys, database
 

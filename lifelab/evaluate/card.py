@@ -110,6 +110,7 @@ TOLD = { # metric: heading and one sentence
         'The rules were not written for these prompts; what they miss is in `parts/redteam.parquet`.'),
     'redteam_defused': ('Red team: control marks', 'Share of prompts without any control token left after defusing.'),
     'sealed_bits_per_byte': ('Sealed questions', 'Bits per byte of answers that are kept outside the repository.'),
+    'sealed_by_step': ('Sealed questions, before and after the preferences', 'The same answers under both models of stage 6; one of them is served.'),
 }
 
 # %% ../../nbs/07_evaluate/80_card.ipynb #1f718e41

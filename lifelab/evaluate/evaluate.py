@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['READS', 'LIBRARIES', 'READ', 'GENE', 'Bench', 'part', 'vocabulary', 'is_foreign', 'warehouse', 'held_out', 'index',
            'measure_likelihood', 'own_rows', 'foreign_rows', 'evidence', 'asked', 'say', 'measure_choice',
-           'measure_foretell', 'measure_answers', 'measure_redteam', 'measure_sealed', 'measure_attention',
-           'measure_saliency', 'read', 'scores', 'traced', 'drawn', 'lines', 'measure_card', 'units', 'make',
-           'evaluate']
+           'measure_foretell', 'measure_answers', 'measure_redteam', 'measure_sealed', 'measure_tuned',
+           'measure_judging', 'measure_attention', 'measure_saliency', 'read', 'scores', 'traced', 'drawn', 'lines',
+           'measure_card', 'units', 'make', 'evaluate']
 
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #7447d70b
 import json, math
@@ -24,12 +24,13 @@ from .card import anatomy, card, credits
 from .choice import choice, choice_scores
 from .foretell import foretell, foretell_scores, seen_before
 from .interval import ratios
+from .judging import judging_pairs, write_judging
 from .likelihood import answer_nats, choose_rows, foreign, likelihood, tables
 from .probes import grounded, leaks, probes, seal, sealed as sealed_set
 from .redteam import redteam, redteam_scores, rules
 from .saliency import draw_saliency, saliency
 from .trace import PARTS, amounts, data_matter, draw_trace, parts, trace
-from ..finetune.answer import load
+from ..finetune.answer import load, open_tuned
 from ..finetune.chat import encode
 from ..tokenize.shards import open_shards
 from ..tokenize.tokenizer import KINDS, load_core, token_table
@@ -248,6 +249,25 @@ def measure_sealed(self):
     found = leaks(self.warehouse(['id', 'title', 'text', 'caption']).to_dict('records'), seal()['canary'])
     return dict(files=[self.part('sealed')], counts={'in':len(rows), 'out':len(rows)}, note=dict(leaks=found))
 
+# %% ../../nbs/07_evaluate/90_evaluate.ipynb #472c0104
+@method(Bench)
+def measure_tuned(self):
+    "Bits of the sealed answers before and after the preferences"
+    rows, said, wanted = [], [q.get('turns') or [q['prompt']] for q in self.quiz], [q['answer'] for q in self.quiz]
+    for which in ('supervised', 'dpo') if (self.finetune/'dpo'/'adapter').exists() else ('supervised',):
+        nats = answer_nats(*open_tuned(self.finetune, which), said, wanted)
+        rows += [dict(model=which, id=q['id'], nats=float(n), bytes=len(q['answer'].encode())) for q,n in zip(self.quiz, nats)]
+    write_table(self.part('tuned'), rows, sort=['model', 'id'])
+    return dict(files=[self.part('tuned')])
+
+@method(Bench)
+def measure_judging(self):
+    "Blind pairs of answers for people, and the key"
+    import pyarrow.parquet as pq
+    tuned = self.finetune/'answers.parquet'
+    pairs = judging_pairs(self.read('answers').to_dict('records'), pq.read_table(tuned).to_pylist() if tuned.exists() else [])
+    return write_judging(self.run.folder/'judging', pairs, self.seed)
+
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #bab0d5b9
 @method(Bench)
 def measure_attention(self):
@@ -288,6 +308,9 @@ def scores(self,
     if len(quiz):
         bits = quiz.assign(all='*', top=quiz.nats/math.log(2), bottom=quiz.bytes, cluster=quiz.id)
         out += ratios('sealed_bits_per_byte', bits, ['all', 'kind'], 'bits a byte', seed=self.seed)
+    if len(quiz) and self.part('tuned').exists():
+        two = self.read('tuned').assign(top=lambda t: t.nats/math.log(2), bottom=lambda t: t.bytes, cluster=lambda t: t.id)
+        out += ratios('sealed_by_step', two, ['model'], 'bits a byte', seed=self.seed)
     return sorted(out+redteam_scores(self.read('redteam')), key=lambda r: (r['metric'], r['by'], r['value']))
 
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #b791c044
@@ -361,7 +384,8 @@ def units(self,
     some = ['text'] if self.is_foreign() else sorted(m for m in held.modality.unique() if m)
     out = {f'likelihood/{m}': '' for m in some if (held.modality==m).any()}
     return out | dict(choice=ask, foretell='', answers=ask, redteam=[ask, policy],
-        sealed=[fingerprint(self.quiz), seal()['sha256']], attention=[READ, GENE], saliency=READ)
+        sealed=[fingerprint(self.quiz), seal()['sha256']], attention=[READ, GENE], saliency=READ,
+        **(dict(tuned=fingerprint(self.quiz)) if self.quiz and (self.finetune/'supervised').exists() else {}))
 
 def make(
     bench:Bench, # The bench
@@ -387,7 +411,7 @@ def evaluate(
             f"give more data, or look at splits.parquet in {bench.balance}")
         was = run.done
         for unit in run.todo(units, 'evaluating', 'metric', of_stage=True): run.commit(unit, **make(bench, unit)); was = False
-        for unit in run.todo(dict(card=[run.units[u]['files'] for u in units]), 'writing the card', 'card', of_stage=True):
+        for unit in run.todo(dict(judging=run.units['answers']['files'], card=[run.units[u]['files'] for u in units]), 'writing the card', 'card', of_stage=True):
             run.commit(unit, **make(bench, unit)); was = False
         note = dict(sealed=len(quiz), leaks=run.units['sealed']['note']['leaks'], foreign=bench.is_foreign())
         if not was: run.finish(licences=run.units['card']['licences'], note=note)

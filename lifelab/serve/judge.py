@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy import Column, Float, MetaData, String, Table, Text, insert, select, update
 from starlette.exceptions import HTTPException
 from ..core.lab import asset, fingerprint, stage_folder, write_table
-from ..evaluate.judging import RUBRIC, check_ratings, unblind
+from ..evaluate.ratings import RUBRIC, check_ratings, unblind
 
 # %% ../../nbs/08_serve/78_judge.ipynb #12974e1f
 META = MetaData()
@@ -45,7 +45,8 @@ class Jury:
         r = good[0].model_dump()
         values = dict(r, left=json.dumps(r['left']), right=json.dumps(r['right']), sheet=self.sheet, key=key)
         where = (JUDGED.c.sheet==self.sheet)&(JUDGED.c.rater==r['rater'])&(JUDGED.c.item==r['item'])
-        with self.db.begin() as c: c.execute(update(JUDGED).where(where).values(**values) if r['item'] in {o['item'] for o in old} else insert(JUDGED).values(**values))
+        there = r['item'] in {o['item'] for o in old}
+        with self.db.begin() as c: c.execute((update(JUDGED).where(where) if there else insert(JUDGED)).values(**values))
 
 # %% ../../nbs/08_serve/78_judge.ipynb #8088ce64
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
