@@ -411,7 +411,8 @@ def evaluate(
             f"give more data, or look at splits.parquet in {bench.balance}")
         was = run.done
         for unit in run.todo(units, 'evaluating', 'metric', of_stage=True): run.commit(unit, **make(bench, unit)); was = False
-        for unit in run.todo(dict(judging=run.units['answers']['files'], card=[run.units[u]['files'] for u in units]), 'writing the card', 'card', of_stage=True):
+        after = dict(judging=run.units['answers']['files'], card=[run.units[u]['files'] for u in units])
+        for unit in run.todo(after, 'writing the card', 'card', of_stage=True):
             run.commit(unit, **make(bench, unit)); was = False
         note = dict(sealed=len(quiz), leaks=run.units['sealed']['note']['leaks'], foreign=bench.is_foreign())
         if not was: run.finish(licences=run.units['card']['licences'], note=note)
