@@ -80,13 +80,14 @@ def kept(nb, run):
     "The told form of a library notebook, made when there is none for this content"
     text = nb.read_text(encoding='utf-8')
     made_from = [text, code_fingerprint(module_of(text)), inspect.getsource(cook), run]
-    out = told/f'{nb.stem}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}.ipynb'
+    kind = 'ran' if run else 'quick'
+    out = told/f'{nb.stem}-{kind}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}.ipynb'
     if not out.exists():
         part = out.with_suffix(f'.{os.getpid()}')
         env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'TQDM_DISABLE': '1', 'COLUMNS': '120'}
         done = subprocess.run([sys.executable, __file__, '--cook', nb, part, *([] if run else ['--no-run'])], cwd=root, env=env, capture_output=True, text=True)
         if done.returncode: return print(f'{nb.relative_to(root)} cannot be shown:\n{(done.stdout+done.stderr)[-3000:]}', file=sys.stderr)
-        for old in told.glob(f'{nb.stem}-*.ipynb'): old.unlink(missing_ok=True)
+        for old in told.glob(f'{nb.stem}-{kind}-*.ipynb'): old.unlink(missing_ok=True)
         part.rename(out)
         print(f'told {nb.relative_to(root)}', flush=True)
     return json.loads(out.read_text(encoding='utf-8'))
