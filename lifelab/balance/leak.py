@@ -19,7 +19,8 @@ def crossings(
     "Pairs whose two records are in different splits"
     two = [tuple(sorted((split.get(a, ''), split.get(b, '')), key=('train', 'validation', 'test').index)) if {split.get(a), split.get(b)}<={'train', 'validation', 'test'}
         else ('', '') for a,b in zip(pairs.a, pairs.b)]
-    return pairs.assign(sides=[' ↔ '.join(t) for t in two])[[t in SIDES for t in two]].reset_index(drop=True)
+    over = [i for i,t in enumerate(two) if t in SIDES]
+    return pairs.assign(sides=[' ↔ '.join(t) for t in two]).iloc[over].reset_index(drop=True)
 
 # %% ../../nbs/03_balance/25_leak.ipynb #20609aa3
 def leak(

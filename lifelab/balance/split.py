@@ -81,11 +81,11 @@ def split(
     seed:int=0, # Seed of the places of new clusters
 ): # pandas DataFrame: id, cluster, modality, group, split; sorted by id
     "Put each record into train, validation or test with its cluster; 'held' may not be trained on, 'dropped' joins two splits"
-    use, of_cluster = facts[facts.train], {}
+    use = facts[facts.train]
+    of_cluster = follow(use, known)
     for _,t in use.groupby('modality', sort=True):
-        old = follow(t, known)
-        free = {c: place(c, seed) for c in sorted(set(t.cluster)-set(old)-set(of_cluster))}
-        of_cluster |= fill_gaps({**old, **{c: by_place(p) for c,p in free.items()}}, free)
+        free = {c: place(c, seed) for c in sorted(set(t.cluster)-set(of_cluster))}
+        of_cluster |= fill_gaps({**{c: of_cluster[c] for c in set(t.cluster) & set(of_cluster)}, **{c: by_place(p) for c,p in free.items()}}, free)
     rows = zip(facts.id, facts.cluster, facts.train)
     found = [(known.get(i) or of_cluster[c]) if ok else 'held' for i,c,ok in rows]
     return facts[['id', 'cluster', 'modality', 'group']].assign(split=found)

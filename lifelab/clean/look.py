@@ -66,7 +66,7 @@ def _neighbours(h, n, window=16):
     return out[0]
 
 # %% ../../nbs/02_clean/72_look.ipynb #41675b65
-SAME, DETAIL = .9, .6
+SAME, DETAIL = .85, .7
 
 def _agree(x, y):
     "Correlations of the pairs of rows x and y, shape (n,32,32): of the whole and of the detail"

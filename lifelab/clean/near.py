@@ -16,7 +16,7 @@ from .look import SIDE, alike, thumbnails
 # %% ../../nbs/02_clean/78_near.ipynb #3f45d619
 DETECTORS = dict(text='MinHash of runs of four words', table='equal rows', dna='MinHash, MMseqs2 on both strands', protein='MinHash, MMseqs2',
     image='perceptual hash and correlation', video='as pictures, half of the frames', audio='peaks of the spectrogram')
-LEAST = {'text': .7, 'dna': .5, 'protein': .5} # Share of equal entries of two MinHash sketches
+LEAST = {'text': .7, 'dna': .5, 'protein': .5} # Share of equal entries
 
 # %% ../../nbs/02_clean/78_near.ipynb #15d10cfe
 def _heard(data):
