@@ -17,8 +17,9 @@ def crossings(
     split:dict[str,str], # Record id → split
 ): # pandas DataFrame: modality, a, b, sides
     "Pairs whose two records are in different splits"
-    two = [tuple(sorted((split.get(a, ''), split.get(b, '')), key=('train', 'validation', 'test').index)) if {split.get(a), split.get(b)}<={'train', 'validation', 'test'}
-        else ('', '') for a,b in zip(pairs.a, pairs.b)]
+    names = ['train', 'validation', 'test']
+    ends = [(split.get(a), split.get(b)) for a,b in zip(pairs.a, pairs.b)]
+    two = [tuple(sorted(e, key=names.index)) if set(e)<=set(names) else ('', '') for e in ends]
     over = [i for i,t in enumerate(two) if t in SIDES]
     return pairs.assign(sides=[' ↔ '.join(t) for t in two]).iloc[over].reset_index(drop=True)
 

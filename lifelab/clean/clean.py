@@ -276,7 +276,8 @@ def warehouse(
     t = _kin(pa.concat_tables([t.slice(0, 0), *(n for n,_ in named)]))
     for m in kinds: files += _write_records(_of_kind(t, m), m, folder)
     files.append(folder/'near.parquet')
-    write_table(files[-1], [p for _,ps in named for p in ps], schema=pa.schema([(k, pa.string()) for k in ('modality', 'a', 'b')]), sort=['modality', 'a', 'b'])
+    found = [p for _,ps in named for p in ps]
+    write_table(files[-1], found, schema=pa.schema([(k, pa.string()) for k in ('modality', 'a', 'b')]), sort=['modality', 'a', 'b'])
     why = _tally([d['reason'] for d in lost])
     if (~inside).any(): why["over the profile's cap"] = int((~inside).sum())
     for m in sorted({d['modality'] for d in drops+lost}):

@@ -49,8 +49,10 @@ def homologs(
         tmp = Path(d)
         (tmp/'in.fasta').write_text(''.join(f'>{i}\n{s}\n' for i,s in enumerate(seqs)), encoding='ascii')
         args, path = _command(kind, tmp/'in.fasta', tmp)
-        ran = subprocess.run([str(a) for a in (mmseqs(), *args)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'MMSEQS_NUM_THREADS':'1'})
+        alone = {**os.environ, 'OMP_NUM_THREADS':'1', 'MMSEQS_NUM_THREADS':'1'}
+        ran = subprocess.run([str(a) for a in (mmseqs(), *args)], capture_output=True, text=True, env=alone)
         if ran.returncode or not path.exists():
-            raise ValueError(f"MMseqs2 failed on {len(seqs)} {kind} sequences ({(ran.stderr or ran.stdout).strip()[-200:]}): check room in {tmp.parent} and the letters")
+            why = (ran.stderr or ran.stdout).strip()[-200:]
+            raise ValueError(f"MMseqs2 failed on {len(seqs)} {kind} sequences ({why}): check room in {tmp.parent} and the letters")
         rows = [l.split('\t') for l in path.read_text(encoding='ascii').splitlines()]
     return sorted({(min(a, b), max(a, b)) for a,b in ((int(r[0]), int(r[1])) for r in rows) if a!=b})

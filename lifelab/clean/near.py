@@ -34,7 +34,8 @@ def sketched(
     for i in range(0, len(drafts), 2000):
         part = drafts[i:i+2000]
         sk = sketches([shingles(d.get('text') or d.get('sequence') or '', d['modality']) if d['modality'] in LEAST else np.zeros(1, 'u8') for d in part])
-        made = dict(image=lambda d, s: thumbnails(d['blob'])[:1], video=lambda d, s: thumbnails(d['blob']), audio=lambda d, s: _heard(d['blob']), table=lambda d, s: s[:0])
+        made = dict(image=lambda d, s: thumbnails(d['blob'])[:1], video=lambda d, s: thumbnails(d['blob']),
+            audio=lambda d, s: _heard(d['blob']), table=lambda d, s: s[:0])
         out += [made.get(d['modality'], lambda d, s: s)(d, s).tobytes() for d,s in zip(part, sk)]
     return out
 
