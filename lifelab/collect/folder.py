@@ -135,7 +135,8 @@ def _one(path, name, licence, store):
     "The row of one file; ValueError when it turns out to be unreadable"
     form, start = format_of(path.name), head(path)
     if not start: raise ValueError('it unpacks to nothing')
-    if form=='jats' and b'<article' not in start: raise ValueError('XML that is no JATS paper')
+    if form=='jats' and b'<sbml' in start: form = 'sbml'
+    if form=='jats' and b'<article' not in start: raise ValueError('XML that is neither a JATS paper nor an SBML model')
     row = dict(licence=licence or 'unknown', attribution='own data', url='', title=Path(name).name.split('.')[0])
     row |= own_words(path, form, start)
     return dict(row, item=store.take(path), source=SOURCE, path=name, format=form, bytes=path.stat().st_size,
