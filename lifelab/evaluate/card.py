@@ -82,7 +82,7 @@ def what_it_is(
         f"vocabulary {facts['vocabulary']:,}, up to {facts['window'] or 0:,} tokens)")
     if facts['foreign']: return (f"A causal language model that somebody brought to LifeLab, fine-tuned there to answer questions about life: {size}.\n\n"
         "Its pre-training happened elsewhere; its data, licences and faults are those its own card tells. LifeLab fine-tuned it with LoRA on "
-        "questions with answers, and measured it on text only: it has a tokenizer of its own, for which DNA, proteins, images and sounds are not in the same units.")
+        "questions with answers, and measured it on text only: it has a tokenizer of its own, for which DNA, proteins, images and sounds have other units.")
     return (f"A small causal language model that reads and writes {', '.join(facts['modalities'])} about life, made by the LifeLab pipeline "
         f"with the profile `{facts['profile']}`: {size}.\n\nIt was pre-trained from random weights on {facts['seen']:,} tokens, drawn from the "
         "training split by the weights of MIX.md, in one byte-level vocabulary for all modalities, and fine-tuned with LoRA on questions with answers "
