@@ -64,8 +64,8 @@ def open_tuned(
     folder = Path(folder)
     if which=='dpo' and not (folder/'dpo'/'adapter'/'adapter_config.json').exists():
         raise ValueError(f"{folder} holds no adapter of a preference step: no pair fitted the window, or the stage has not been run")
-    model, tok = load(folder/'supervised')
+    from lifelab.finetune.tune import hushed
+    with hushed(): model, tok = load(folder/'supervised')
     if which=='supervised': return model, tok
     from peft import PeftModel
-    from lifelab.finetune.tune import hushed
     with hushed(): return PeftModel.from_pretrained(model, str(folder/'dpo'/'adapter')).merge_and_unload().eval(), tok

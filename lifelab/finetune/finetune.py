@@ -218,7 +218,7 @@ def make_round(
 )->list[dict]: # Nats of all pairs after this round
     "Train one round, measure, and keep the state"
     folder, facts, files = s.folder/'dpo'/str(n), dict(round=n), []
-    model = load(s.folder/'supervised')[0].to(kit['device'])
+    with hushed(): model = load(s.folder/'supervised')[0].to(kit['device'])
     if n:
         before = s.folder/'dpo'/str(n-1) if n>1 else None
         train = [r for r in rows if r['split']=='train']

@@ -118,14 +118,17 @@ def trainer(
 # %% ../../nbs/06_finetune/40_tune.ipynb #a510e3a3
 @contextlib.contextmanager
 def hushed(): # Yields nothing
-    "Keep libraries' warnings about their own future out of the notebook"
+    "Keep libraries' bars, and warnings about their own future, out of the notebook"
     import transformers
-    old = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    said = transformers.logging
+    old, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error(); said.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try: yield
-        finally: transformers.logging.set_verbosity(old)
+        finally:
+            said.set_verbosity(old)
+            if bars: said.enable_progress_bar()
 
 # %% ../../nbs/06_finetune/40_tune.ipynb #501649c6
 def tune(
