@@ -147,7 +147,9 @@ def cmd_report(a)->int:
 # %% ../nbs/90_cli.ipynb #1c5cc595
 def cmd_ask(a)->int:
     "Ask the model of a lab, without a server"
-    print(import_module('lifelab.serve.serve').ask(lab_of(a), ' '.join(a.question)))
+    files = {k: getattr(a, k) for k in ('image', 'audio', 'fasta') if getattr(a, k)}
+    want = '' if a.want=='text' else a.want
+    print(import_module('lifelab.serve.serve').ask(lab_of(a), ' '.join(a.question), want=want, out=a.out, **files))
     return 0
 
 def cmd_serve(a)->int:
@@ -169,6 +171,16 @@ def _run_options(p):
     p.add_argument('--base', default='', metavar='PATH', help='fine-tune this Hugging Face causal model from disk instead of pre-training one')
     p.add_argument('-p', '--param', action='append', default=[], metavar='NAME=VALUE',
         help='a notebook parameter, or STAGE.NAME=VALUE; `lifelab params` lists them')
+
+# %% ../nbs/90_cli.ipynb #c8681702
+def _ask_options(p):
+    "Options of `lifelab ask`"
+    p.add_argument('question', nargs='+', help='the question, in quotes')
+    p.add_argument('--image', default='', metavar='FILE', help='a picture to ask about (PNG, JPEG, GIF, WebP)')
+    p.add_argument('--audio', default='', metavar='FILE', help='a sound to ask about (WAV, MP3, OGG, FLAC)')
+    p.add_argument('--fasta', default='', metavar='FILE', help='sequences to ask about (FASTA)')
+    p.add_argument('--want', default='text', choices=['text', 'image', 'audio', 'dna', 'protein'], help='what the answer is to be (default text)')
+    p.add_argument('--out', default='', metavar='FILE', help='write the answer there: text, PNG, WAV or FASTA')
 
 # %% ../nbs/90_cli.ipynb #2f707b1b
 COMMANDS = { # Name: (function, what it does)
@@ -195,7 +207,7 @@ def parser(
         p.add_argument('--profile', default='starter', help=f"how big: {', '.join(PROFILES)} (default starter)")
         p.add_argument('--lab', default='', metavar='DIR', help='folder of the run (default lab/<profile>)')
         if name=='run': _run_options(p)
-        if name=='ask': p.add_argument('question', nargs='+', help='the question, in quotes')
+        if name=='ask': _ask_options(p)
         if name=='serve':
             p.add_argument('--port', type=int, default=8017, help='port on 127.0.0.1 (default 8017; 0 for any free one)')
             p.add_argument('--engine', default='', metavar='URL', help='an OpenAI-compatible engine to stand before, instead of the local model')

@@ -17,6 +17,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.utils import logging
 from tokenizers.decoders import DecodeStream
 from ..core.lab import method
+from .constrain import WANTS, Masks, length_of
+from .senses import Senses
 from .turn import Ask, Busy, Piece, TooLong
 from ..tokenize.spans import Stream, defuse, to_letters, to_private
 from ..tokenize.tokenizer import core_of, sixmer_of
@@ -32,7 +34,7 @@ class Chat:
         self.own = {'<|dna|>', '<|end|>'}<=set(tok.get_vocab())
         self.sixmer = self.own and sixmer_of(tok)
         self.control = {t.content: i for i,t in self.core.get_added_tokens_decoder().items() if t.special}
-        self.spans = {self.control[c] for c in ('<|dna|>', '<|protein|>', '<|end|>') if self.own and c in self.control}
+        self.spans = {self.control[c] for c in ('<|dna|>', '<|protein|>', '<|image|>', '<|audio|>', '<|end|>') if self.own and c in self.control}
     def dress(self,
         messages:list[dict], # role and content
     )->tuple[list[dict],int]: # The same, fit for the template; how many look-alikes were mended
@@ -42,8 +44,18 @@ class Chat:
             text = defuse(m['content'], spans=self.own)
             for c in () if self.own else sorted(self.control, key=len, reverse=True): text = text.replace(c, c[:1]+'\u2060'+c[1:])
             mended += text.count('\u2060')-m['content'].count('\u2060')+text.count('\ufffd')-m['content'].count('\ufffd')
-            out.append(dict(role=m['role'], content=to_private(text, self.sixmer) if self.own else text))
+            text = to_private(text, self.sixmer) if self.own else text
+            if m.get('media'): text = self.laid(text, m['media'])
+            out.append(dict(role=m['role'], content=text))
         return out, mended
+    def laid(self,
+        text:str, # Harmless text, U+FFFC where a file stood
+        media:list[str], # Spans of codes, from our own codecs
+    )->str:
+        "Put the spans of files in their places; ValueError when this model has no tokens for them"
+        if not self.own: raise ValueError("this model's tokenizer has no codes for pictures and sounds: send text alone")
+        parts = text.split('\ufffc')
+        return ''.join(p+m for p,m in zip(parts, [*media, *['']*len(parts)]))
 
 # %% ../../nbs/08_serve/70_engine.ipynb #54b540f3
 def encode(
@@ -55,7 +67,7 @@ def encode(
         text = chat.tok.apply_chat_template(ms, add_generation_prompt=True, tokenize=False)
         return chat.core.encode(text, add_special_tokens=False).ids
     dressed, mended = chat.dress(messages)
-    out, bare = ids(dressed), ids([dict(m, content='x') for m in dressed])
+    out, bare = ids(dressed), ids([dict(role=m['role'], content='x') for m in dressed])
     count = lambda got: Counter(i for i in got if i in set(chat.control.values())-chat.spans)
     if count(out)!=count(bare): raise ValueError("the text holds something that the tokenizer reads as a control token: take it out")
     return out, mended
@@ -92,7 +104,8 @@ def penalise(
 # %% ../../nbs/08_serve/70_engine.ipynb #7a95190a
 class Draw(ContinuousBatchingLogitsProcessor):
     "Temperature, nucleus and seed of each request in a batch"
-    supported_kwargs, ignored_kwargs = dict(temperature=float, top_p=float, seed=int, frequency=float, presence=float), ()
+    supported_kwargs, ignored_kwargs = dict(temperature=float, top_p=float, seed=int, frequency=float, presence=float, want=int, most=int), ()
+    masks = None # Masks, when the tokenizer is ours
     def fill_defaults(self, int32_tensor):
         "Nothing is kept in the batch's own tensor"
         int32_tensor.zero_()
@@ -103,11 +116,15 @@ class Draw(ContinuousBatchingLogitsProcessor):
     def __call__(self, scores, tensor_arg):
         "Scores whose largest is each request's draw"
         for i,(kw,written) in enumerate(self.rows):
+            if kw['want']:
+                may = self.masks.allowed(WANTS[kw['want']-1], len(written), kw['most'])
+                scores[i, :len(may)][~torch.from_numpy(may).to(scores.device)] = -torch.inf
+                scores[i, len(may):] = -torch.inf
             scores[i] = draw(penalise(scores[i], written, kw['frequency'], kw['presence']), kw['temperature'], kw['top_p'], kw['seed'], len(written))
         return scores
 
 # %% ../../nbs/08_serve/70_engine.ipynb #7d756cea
-def _batching(model, window, slots, ends):
+def _batching(model, window, slots, ends, masks):
     "A started continuous batch with our sampling"
     page = 32
     config = ContinuousBatchingConfig(page_size=page, num_blocks=slots*(-(-window//page)+1), max_batch_tokens=max(256, slots), allow_block_sharing=False,
@@ -115,6 +132,7 @@ def _batching(model, window, slots, ends):
     batch = model.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=sorted(ends), max_new_tokens=window), config)
     rules = batch.logit_processor
     rules.logits_processor.append(Draw())
+    rules.logits_processor[-1].masks = masks
     rules.tensors_required, rules.do_processing = 1, True
     rules._retrieve_processors_kwargs()
     batch._generation_thread = threading.Thread(target=batch._run_generation_loop, daemon=True)
@@ -129,6 +147,7 @@ class Local:
         slots:int=16, # Answers written at the same time
         waiting:int=64, # Requests held at most, those being written among them
         threads:int|None=None, # Threads of PyTorch; 1 for a small model when None: its steps are too short to share
+        senses:Senses|None=None, # Codecs of the run, for pictures and sounds
     ):
         folder = Path(folder)
         if not (folder/'config.json').exists(): raise ValueError(f"no model in {folder}: `lifelab run --to finetune` makes it")
@@ -136,12 +155,14 @@ class Local:
         safe = dict(local_files_only=True, trust_remote_code=False)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe).eval()
         self.chat = Chat(AutoTokenizer.from_pretrained(folder, **safe))
+        self.senses = senses or Senses()
+        self.masks = Masks(self.chat.tok, self.senses.books) if self.chat.own else None
         if threads or self.model.num_parameters()<50e6: torch.set_num_threads(threads or 1)
         given = self.model.generation_config.eos_token_id
         marks = [self.chat.control.get(c) for c in ('<|im_end|>', '<|im_start|>', '<|endoftext|>')]
         ends = {*(given if isinstance(given, list) else [given]), self.chat.tok.eos_token_id, *marks}
         self.ends, self.window, self.waiting, self.running = ends-{None}, self.model.config.get_text_config().max_position_embeddings, waiting, 0
-        self.batch = _batching(self.model, min(self.window, 4096), slots, self.ends)
+        self.batch = _batching(self.model, min(self.window, 4096), slots, self.ends, self.masks)
     @property
     def alive(self)->bool:
         "Whether it can write"
@@ -151,14 +172,15 @@ class Local:
         self.batch.stop(block=True, timeout=10, hard_stop=True)
 
 # %% ../../nbs/08_serve/70_engine.ipynb #1495b6cc
-async def _outputs(engine, ids, ask, room):
+async def _outputs(engine, ids, ask, room, ends):
     "What the batch gives for one request: the tokens so far, and whether they are the last"
     name, queue, done = uuid.uuid4().hex, asyncio.Queue(), False
     engine.batch.register_result_handler(name, queue.put_nowait)
     engine.running += 1
     try:
         how = {k: float(getattr(ask, k)) for k in ('temperature', 'top_p', 'frequency', 'presence')}
-        added = engine.batch.add_request(ids, name, room, ask.stream, eos_token_id=sorted(engine.ends), seed=int(ask.seed), **how)
+        how |= dict(want=WANTS.index(ask.want)+1 if ask.want else 0, most=room-1)
+        added = engine.batch.add_request(ids, name, room, ask.stream, eos_token_id=sorted(ends), seed=int(ask.seed), **how)
         if added is None:
             raise Busy("the local engine has stopped: start the server again")
         while not done:
@@ -172,19 +194,30 @@ async def _outputs(engine, ids, ask, room):
         if not done: engine.batch.cancel_request(name)
 
 # %% ../../nbs/08_serve/70_engine.ipynb #b403720b
+def _room(engine, ask):
+    "Prompt, tokens that end the answer, and tokens it may have; TooLong when a picture does not fit"
+    ids, _ = encode(engine.chat, ask.messages)
+    if not ask.want: return ids, engine.ends, min(ask.tokens, engine.window-len(ids))
+    if not engine.masks or ask.want not in engine.senses.kinds:
+        raise ValueError(f"this model cannot answer with {ask.want}: it knows {', '.join(engine.senses.kinds if engine.masks else ['text'])}")
+    ids, whole = ids+[engine.chat.control[f'<|{ask.want}|>']], engine.senses.most(ask.want)
+    n = length_of(ask.want, whole, ask.tokens, engine.window-len(ids), engine.senses.books)
+    if n<1: raise TooLong(f"the conversation has {len(ids)} tokens, {ask.want} needs {whole or 2} more, and the model holds {engine.window}: ask in fewer words")
+    return ids, engine.ends|{engine.masks.end}, n+1
+
+# %% ../../nbs/08_serve/70_engine.ipynb #2644bfeb
 @method(Local)
 async def stream(self,
     ask:Ask, # The request
 )->AsyncIterator[Piece]: # The last piece has `finish`
     "Pieces of an answer by the local model; TooLong when the prompt fills the window, Busy when too many wait"
-    ids, _ = encode(self.chat, ask.messages)
-    room = min(ask.tokens, self.window-len(ids))
+    ids, ends, room = _room(self, ask)
     if room<1: raise TooLong(f"the conversation has {len(ids)} tokens and the model reads {self.window} at once: leave out earlier turns")
     if self.running>=self.waiting: raise Busy(f"{self.running} answers are being written or wait: try again")
     text, shown, seen, core = DecodeStream(skip_special_tokens=False), '', 0, self.chat.core
-    async with aclosing(_outputs(self, ids, ask, room)) as outputs:
+    async with aclosing(_outputs(self, ids, ask, room, ends)) as outputs:
         async for got,done in outputs:
-            body = got[:-1] if got and got[-1] in self.ends else got
+            body = got[:-1] if got and got[-1] in ends else got
             new = ''.join(text.step(core, t) or '' for t in body[seen:])
             seen, shown = len(body), shown+new
             if done: new += core.decode(body, skip_special_tokens=False)[len(shown):]
@@ -215,6 +248,8 @@ async def stream(self,
 )->AsyncIterator[Piece]: # The last piece has `finish`
     "Pieces of an answer by another engine; ValueError and Busy as it says"
     from openai import APIStatusError, APIConnectionError
+    if ask.want: raise ValueError(f"an engine by its address answers with text alone: {ask.want} needs the local model (start without --engine)")
+    if not self.chat and any(m.get('media') for m in ask.messages): raise ValueError("this engine's tokenizer is not ours: send text alone")
     messages = self.chat.dress(ask.messages)[0] if self.chat else [dict(m, content=defuse(m['content'])) for m in ask.messages]
     back, n, prompt, finish = Stream('letters'), 0, 0, 'stop'
     how = dict(temperature=ask.temperature, top_p=ask.top_p, seed=ask.seed, frequency_penalty=ask.frequency, presence_penalty=ask.presence)

@@ -10,7 +10,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from .senses import Senses
 from .turn import Ask, Piece
+from .unfold import Unfold, media_of
 from .policy import judge, judge_talk, open_turns, told
 from .trace import sources
 
@@ -24,6 +26,7 @@ class Reply:
     tokens:int=0 # Tokens written
     sources:list = field(default_factory=list) # Spans shared with the training text
     policy:list = field(default_factory=list) # Rules applied, with reasons
+    media:list = field(default_factory=list) # Pictures and sounds: kind, mime, data
 
 # %% ../../nbs/08_serve/75_reply.ipynb #5ba49eb6
 def hold(
@@ -66,13 +69,15 @@ async def reply(
         yield no[0].say
         yield Reply(no[0].say, 'content_filter', policy=told(no, mended))
         return
-    out = Reply()
+    out, shown = Reply(), Unfold(ask.want)
     async with aclosing(until(engine.stream(replace(ask, messages=turns)), stops)) as pieces:
         async for p in pieces:
-            out.text, out.tokens, out.prompt, out.finish = out.text+p.text, p.tokens, p.prompt, p.finish or out.finish
-            if p.text: yield p.text
+            text = shown.feed(p.text, bool(p.finish))
+            out.text, out.tokens, out.prompt, out.finish = out.text+text, p.tokens, p.prompt, p.finish or out.finish
+            if text: yield text
+    out.media = await asyncio.to_thread(media_of, getattr(engine, 'senses', None) or Senses(), shown.found)
     if trace: out.sources = await asyncio.to_thread(sources, trace, out.text)
     spoke += judge(out.text, rules, 'answer')
     if notes := ''.join(f'\n\n{r.say}' for r in spoke): out.text += notes; yield notes
-    out.policy = told(spoke, mended)
+    out.policy = told(spoke, mended)+[dict(rule='shortened', act='mended', why=w) for w in ask.told]
     yield out

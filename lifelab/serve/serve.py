@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READS', 'LIBRARIES', 'SCRIPT', 'text_rows', 'build_trace', 'open_trace', 'open_engine', 'listen', 'running', 'said',
-           'rehearse', 'serve', 'own_key', 'greeting', 'start', 'shown', 'ask']
+           'rehearse', 'serve', 'own_key', 'greeting', 'start', 'shown', 'save_answer', 'ask']
 
 # %% ../../nbs/08_serve/90_serve.ipynb #bee6d893
 import asyncio, json, os, re, socket, textwrap, threading, time
@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from ..core.lab import Report, Stage, stage_folder, write_json
 from ..core.profile import profile as profile_of
+from .body import Body, Message, ask_of
 from .engine import Chat, Local, Remote
 from .feedback import export
 from .gateway import app
 from .keys import database
+from .parts import parts_of
 from .policy import policy
 from .reply import Reply, reply
+from .senses import open_senses
 from .trace import Trace, pieces, write_trace
-from .turn import Ask
 from ..tokenize.shards import Shards
 from ..tokenize.tokenizer import decode, encode_text, load_tokenizer
 
@@ -70,7 +72,7 @@ def open_engine(
 )->Local|Remote:
     "Who answers; ValueError when there is no model"
     folder = stage_folder(lab, 'finetune')/'model'
-    if not url: return Local(folder)
+    if not url: return Local(folder, senses=open_senses(lab))
     if not (folder/'tokenizer_config.json').exists(): return Remote(url)
     from transformers import AutoTokenizer
     return Remote(url, Chat(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)))
@@ -222,7 +224,8 @@ def greeting(
     body = json.dumps(dict(model=model, messages=[dict(role='user', content='Are viruses alive?')]))
     shown = f'key      {key}   (shown once; kept in {path})' if new else f'key      in {path}'
     curl = f"curl {url}/v1/chat/completions -H \"Authorization: Bearer $(cat {path})\" -H 'Content-Type: application/json' -d '{body}'"
-    return f'address  {url}/v1   (model {model})\n{shown}\ntry      {curl}\nstop     Ctrl-C'
+    page = f'page     {url}/'+(f'#{key}' if new else '   (asks for the key once)')
+    return f'address  {url}/v1   (model {model})\n{page}\n{shown}\ntry      {curl}\nstop     Ctrl-C'
 
 # %% ../../nbs/08_serve/90_serve.ipynb #a001d5f4
 def start(
@@ -255,7 +258,8 @@ def shown(
     "An answer and its sources as text for a terminal"
     text = re.sub('[\U000F1000-\U000F1FFF]+', lambda m: f'[{len(m[0])} codes of a picture]', r.text)
     wrap = lambda t, mark='': textwrap.fill(t, width, initial_indent=mark, subsequent_indent=' '*len(mark))
-    lines = [wrap(l) for l in text.strip().splitlines()] or ['(no answer)']
+    lines = [wrap(l) for l in text.strip().splitlines()] or ['(no answer)'][:not r.media]
+    for m in r.media: lines += [f"[{m['mime']}, {len(m['data']):,} bytes]"]
     for p in r.policy: lines += [wrap(f"policy: {p['act']} ({p['rule']}): {p['why']}", '  ')]
     lines += ['', 'Word for word in the training text:' if r.sources else 'No longer span of this answer stands word for word in the training text.']
     for s in r.sources:
@@ -264,16 +268,37 @@ def shown(
     return '\n'.join(lines)
 
 # %% ../../nbs/08_serve/90_serve.ipynb #337328c8
+def save_answer(
+    r:Reply, # The answer
+    want:str, # 'image', 'audio', 'dna', 'protein', or '' for a text
+    path:Path, # Where to write
+)->str: # What was written
+    "Write an answer to a file; ValueError when the model gave none of what was wanted"
+    if want in ('image', 'audio'):
+        found = [m['data'] for m in r.media if m['kind']==want]
+        if not found: raise ValueError(f"the answer holds no {want}: {r.text[:200] or 'the model wrote nothing whole'}")
+        path.write_bytes(found[0])
+    else: path.write_text(f'>answer of the model, {want}\n'+textwrap.fill(r.text.strip(), 70)+'\n' if want else r.text+'\n', encoding='utf-8')
+    return f'{path}: {path.stat().st_size:,} bytes'
+
+# %% ../../nbs/08_serve/90_serve.ipynb #771ebf31
 def ask(
     lab:str|Path, # Folder of the run
     question:str, # In words
     tokens:int=0, # Most tokens of the answer; 96, or a quarter of a small window, when 0
+    want:str='', # 'image', 'audio', 'dna' or 'protein'; '' for a text
+    out:str|Path='', # Where the answer is written as a file
+    **files:str, # image, audio, fasta: paths of what is asked about
 )->str:
     "Ask the model of a run; the answer with its sources, the same each time; ValueError for an empty question or one that is too long"
     if not question.strip(): raise ValueError("the question is empty: lifelab ask \"Are viruses alive?\"")
-    mind = open_engine(lab)
-    trace = open_trace(lab) if (stage_folder(lab, 'serve')/'trace'/'suffixes.npy').exists() else None
-    a = Ask([dict(role='user', content=question)], tokens or min(96, mind.window//4), frequency=.5, stream=False)
-    async def last(): return [p async for p in reply(a, mind, trace, policy())][-1]
-    try: return shown(asyncio.run(last()))
+    if want in ('image', 'audio') and not out: raise ValueError(f"an answer as {want} is a file: add --out answer.{dict(image='png', audio='wav')[want]}")
+    parts, mind = parts_of(question, **files), open_engine(lab)
+    try:
+        trace = open_trace(lab) if (stage_folder(lab, 'serve')/'trace'/'suffixes.npy').exists() else None
+        body = Body(model='', messages=[Message(role='user', content=parts)], modalities=[want or 'text'], temperature=0, top_p=1, frequency_penalty=.5, seed=0)
+        a, _, _ = ask_of(body, tokens or min(96, mind.window//4), mind.senses, mind.window)
+        async def last(): return [p async for p in reply(a, mind, trace, policy())][-1]
+        r = asyncio.run(last())
+        return '\n'.join([shown(r), *([save_answer(r, want, Path(out))] if out and r.finish!='content_filter' else [])])
     finally: mind.close()

@@ -46,6 +46,7 @@ class Metrics:
         self.tokens = Counter('lifelab_tokens', 'Tokens read and written', ['side'], registry=r)
         self.rules = Counter('lifelab_policy', 'Policy rules applied', ['rule'], registry=r)
         self.feedback = Counter('lifelab_feedback', 'Feedback by rating', ['rating'], registry=r)
+        self.files = Counter('lifelab_files', 'Pictures, sounds and sequence files by kind, none of them kept', ['side', 'kind'], registry=r)
         self.sourced = Counter('lifelab_sourced_answers', 'Answers that share a span with the training text', registry=r)
         self.first = Histogram('lifelab_first_token_seconds', 'Time to the first token', registry=r, buckets=(.01, .03, .1, .3, 1, 3, 10))
         self.total = Histogram('lifelab_answer_seconds', 'Time to the whole answer', registry=r, buckets=(.03, .1, .3, 1, 3, 10, 30, 100))

@@ -6,13 +6,13 @@
 __all__ = ['Ask', 'Piece', 'TooLong', 'Busy']
 
 # %% ../../nbs/08_serve/65_turn.ipynb #40d1a6da
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # %% ../../nbs/08_serve/65_turn.ipynb #b0e61026
 @dataclass
 class Ask:
     "One request to an engine"
-    messages:list # role and content, in order
+    messages:list # role and content, in order; where a file stood, content has U+FFFC and `media` its spans
     tokens:int=128 # Most tokens of the answer
     temperature:float=0. # 0 is greedy
     top_p:float=1. # Share of probability that is drawn from, above 0 to 1
@@ -20,6 +20,8 @@ class Ask:
     presence:float=0. # Taken off once it was written at all, -2 to 2
     seed:int=0 # The same seed and question give the same answer, whoever else is served
     stream:bool=True # Give pieces as they come, or the whole answer as one piece
+    want:str='' # 'image', 'audio', 'dna' or 'protein': nothing but a span of that; '' for a text
+    told:list = field(default_factory=list) # What was left out of the files that came, in words
 
 # %% ../../nbs/08_serve/65_turn.ipynb #8e735c0b
 @dataclass
