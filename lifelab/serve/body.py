@@ -11,8 +11,7 @@ from collections import Counter
 from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from .parts import Part, turn_of
-from .senses import Senses
-from .turn import Ask
+from .turn import Ask, Deaf
 
 # %% ../../nbs/08_serve/74_body.ipynb #0d6e5e76
 class Message(BaseModel):
@@ -57,7 +56,7 @@ def want_of(
 def ask_of(
     body:Body, # As the client sent it
     tokens:int, # Most tokens when the client does not say
-    senses:Senses|None=None, # Codecs of the run
+    senses=None, # Senses of the run
     window:int=0, # Tokens the model reads at once, 0 when not known
 )->tuple[Ask,tuple,Counter]: # The request, the stop words, and how many files of each kind came
     "What the engine is asked; Unfit for a file that cannot be read"
@@ -65,7 +64,7 @@ def ask_of(
     said = lambda v, other: other if v is None else v
     most, room, kinds = said(body.max_completion_tokens, said(body.max_tokens, tokens)), max(window//2, window-96), Counter()
     role = lambda m: 'system' if m.role=='developer' else m.role
-    turns = [turn_of(role(m), m.content, senses or Senses(), f'messages.{i}', room) for i,m in enumerate(body.messages)]
+    turns = [turn_of(role(m), m.content, senses or Deaf(), f'messages.{i}', room) for i,m in enumerate(body.messages)]
     for t in turns: kinds += t.kinds
     ask = Ask([t.plain() for t in turns], most, said(body.temperature, .7), said(body.top_p, .95), body.frequency_penalty or 0.,
         body.presence_penalty or 0., said(body.seed, secrets.randbits(32)), bool(body.stream), want_of(body.modalities), [c for t in turns for c in t.told])

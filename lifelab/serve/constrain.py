@@ -7,8 +7,7 @@ __all__ = ['WANTS', 'Masks', 'length_of']
 
 # %% ../../nbs/08_serve/68_constrain.ipynb #4ca8f22d
 import numpy as np
-from ..tokenize.alphabet import CONTROL, FIRST, codes_to_chars, to_chars, unspell
-from ..tokenize.tokenizer import KINDS, core_of, token_table
+from ..tokenize.alphabet import FIRST, unspell
 
 # %% ../../nbs/08_serve/68_constrain.ipynb #cbc78137
 WANTS = ('image', 'audio', 'dna', 'protein')
@@ -16,16 +15,17 @@ WANTS = ('image', 'audio', 'dna', 'protein')
 class Masks:
     "Which tokens may stand where in a span"
     def __init__(self,
-        tok, # Our tokenizer
+        core, # tokenizers.Tokenizer, ours
+        kind:np.ndarray, # Kind of each token, shape (vocabulary,), as `token_table` gives it
+        kinds:tuple, # Names of the kinds
         books:int=1, # Codes of a moment of sound
     ):
-        table, core = token_table(tok)['kind'], core_of(tok)
         self.end, self.books = core.token_to_id('<|end|>'), books
-        self.of = {k: table==KINDS.index(k) for k in WANTS}
+        self.of = {k: kind==kinds.index(k) for k in WANTS}
         vocab = {i: t for t,i in core.get_vocab().items()}
         sound = {i: ord(unspell(vocab[i]).decode())-FIRST['audio'] for i in np.flatnonzero(self.of['audio'])}
         entries = max(1, len(sound)//books)
-        self.book = [np.isin(np.arange(len(table)), [i for i,c in sound.items() if c//entries==b]) for b in range(books)]
+        self.book = [np.isin(np.arange(len(kind)), [i for i,c in sound.items() if c//entries==b]) for b in range(books)]
     def allowed(self,
         kind:str, # One of WANTS
         place:int, # Tokens of the span so far

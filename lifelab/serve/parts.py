@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
-from ..clean.unpack import Refused
-from .senses import Senses, open_fasta, span_of
 
 # %% ../../nbs/08_serve/64_parts.ipynb #72023fc1
 class ImageUrl(BaseModel):
@@ -61,7 +59,8 @@ def bytes_of(
     "The bytes of a part; Unfit for an address, for what is no base64, and for too much"
     if re.match(r'(?:https?|ftp|file):', data, re.I): raise Unfit(where, 'addresses are not fetched: send the file itself as data:…;base64,…')
     head, comma, body = data.partition(',')
-    if data[:5].lower()=='data:' and (not comma or not head.lower().endswith(';base64')): raise Unfit(where, 'a data: URL without ";base64,": write data:image/png;base64,…')
+    if data[:5].lower()=='data:' and (not comma or not head.lower().endswith(';base64')):
+        raise Unfit(where, 'a data: URL without ";base64,": write data:image/png;base64,…')
     body = body if comma else data
     if len(body)>MOST_BYTES*4//3+4: raise Unfit(where, f'about {len(body)*3//4:,} bytes, at most {MOST_BYTES:,}: send a smaller file')
     try: out = base64.b64decode(body, validate=True)
@@ -77,8 +76,8 @@ def _read(part, where, senses, room):
     if got is None: raise Unfit(where, f'type is {part.type!r}, but there is no field {part.type!r} in it')
     if kind=='text': return got.replace('\ufffc', '\ufffd'), '', ''
     data = bytes_of(dict(image=lambda: got.url, audio=lambda: got.data, file=lambda: got.file_data)[kind](), f'{where}.{part.type}')
-    try: return (open_fasta(data), '', '') if kind=='file' else ('\ufffc', *span_of(senses, kind, data, room))
-    except Refused as e: raise Unfit(f'{where}.{part.type}', str(e)) from None
+    try: return (senses.fasta(data), '', '') if kind=='file' else ('\ufffc', *senses.span(kind, data, room))
+    except ValueError as e: raise Unfit(f'{where}.{part.type}', str(e)) from None
 
 # %% ../../nbs/08_serve/64_parts.ipynb #88d5dcb0
 @dataclass
@@ -97,7 +96,7 @@ class Turn:
 def turn_of(
     role:str, # 'user', 'assistant' or 'system'
     content:str|list[Part], # As a client sent it
-    senses:Senses, # The codecs
+    senses, # Senses, or Deaf
     where:str='messages.0', # The message, for errors
     room:int=0, # Codes that may be spent on a sound
 )->Turn:

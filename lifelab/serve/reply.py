@@ -10,9 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from .senses import Senses
-from .turn import Ask, Piece
-from .unfold import Unfold, media_of
+from .turn import Ask, Deaf, Piece
+from .unfold import Unfold
 from .policy import judge, judge_talk, open_turns, told
 from .trace import sources
 
@@ -75,7 +74,7 @@ async def reply(
             text = shown.feed(p.text, bool(p.finish))
             out.text, out.tokens, out.prompt, out.finish = out.text+text, p.tokens, p.prompt, p.finish or out.finish
             if text: yield text
-    out.media = await asyncio.to_thread(media_of, getattr(engine, 'senses', None) or Senses(), shown.found)
+    out.media = await asyncio.to_thread(getattr(engine, 'senses', Deaf()).media, shown.found)
     if trace: out.sources = await asyncio.to_thread(sources, trace, out.text)
     spoke += judge(out.text, rules, 'answer')
     if notes := ''.join(f'\n\n{r.say}' for r in spoke): out.text += notes; yield notes

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_SIDE_PIXELS', 'MOST_SEQUENCES', 'MOST_LETTERS', 'open_picture', 'open_sound', 'open_fasta', 'Senses',
-           'open_senses', 'span_of', 'file_of']
+           'open_senses', 'span_of', 'file_of', 'media_of']
 
 # %% ../../nbs/08_serve/62_senses.ipynb #e822b3f8
 import io, json, math, re, warnings
@@ -17,7 +17,7 @@ from ..clean.sound import RATES, levelled, to_wav
 from ..clean.unpack import Refused
 from ..core.lab import stage_folder
 from ..core.profile import PROFILES
-from ..tokenize.alphabet import chars_to_codes, codes_to_chars
+from ..tokenize.alphabet import codes_to_chars
 from ..tokenize.codec import ImageCodec
 
 # %% ../../nbs/08_serve/62_senses.ipynb #b4a01e08
@@ -32,7 +32,8 @@ def open_picture(
         warnings.simplefilter('ignore')
         try:
             im = Image.open(io.BytesIO(data), formats=['PNG', 'JPEG', 'GIF', 'WEBP'])
-            if im.width*im.height>MOST_SIDE_PIXELS: raise Refused('too large', f'{im.width} × {im.height} pixels, at most {MOST_SIDE_PIXELS:,}: make it smaller')
+            if im.width*im.height>MOST_SIDE_PIXELS:
+                raise Refused('too large', f'{im.width} × {im.height} pixels, at most {MOST_SIDE_PIXELS:,}: make it smaller')
             im = ImageOps.exif_transpose(im).convert('RGBA')
         except Refused: raise
         except Image.DecompressionBombError as e: raise Refused('too large', f'{e}: make it smaller') from None
@@ -75,7 +76,8 @@ def open_fasta(
         total += len(seq)
         out.append(f'{name.strip()}{": " if name.strip() else ""}<|{kind}|>{seq}<|end|>')
     if not out: raise Refused('no FASTA', 'no sequence in it: a line ">name", then letters')
-    if len(out)>MOST_SEQUENCES or total>MOST_LETTERS: raise Refused('too long', f'{len(out)} sequences of {total:,} letters, at most {MOST_SEQUENCES} and {MOST_LETTERS:,}')
+    if len(out)>MOST_SEQUENCES or total>MOST_LETTERS:
+        raise Refused('too long', f'{len(out)} sequences of {total:,} letters, at most {MOST_SEQUENCES} and {MOST_LETTERS:,}')
     return '\n'.join(out)
 
 # %% ../../nbs/08_serve/62_senses.ipynb #17927902
@@ -98,6 +100,9 @@ class Senses:
         "Codes of a whole picture or clip; 0 for letters, which have no such number"
         if kind=='image': return (self.tile_px//self.picture.px)**2
         return int(self.clip_seconds*62.5)*self.books if kind=='audio' else 0
+    span = lambda self, *a: span_of(self, *a)
+    fasta = lambda self, data: open_fasta(data)
+    media = lambda self, found: media_of(self, found)
 
 # %% ../../nbs/08_serve/62_senses.ipynb #a3b3eed2
 def open_senses(
@@ -123,7 +128,8 @@ def span_of(
     room:int=0, # Codes that may be spent on a sound; a clip's when 0
 )->tuple[str,str]: # <|kind|> codes <|end|>; what was left out, '' for nothing
     "A file as a span; `Refused` when it cannot be read, or the model never met its kind"
-    if kind not in senses.kinds: raise Refused(f'no {kind}', f'this model was trained without {dict(image="pictures", audio="sounds")[kind]}: it knows {", ".join(senses.kinds)}')
+    lost = dict(image='pictures', audio='sounds')[kind]
+    if kind not in senses.kinds: raise Refused(f'no {kind}', f'this model was trained without {lost}: it knows {", ".join(senses.kinds)}')
     if kind=='image':
         codes, cut = senses.picture.encode(next(tiles(open_picture(data), senses.tile_px))[1]), ''
     else:
@@ -145,3 +151,17 @@ def file_of(
     codes = codes[:len(codes)//wide*wide]
     if not codes: return b''
     return to_png(senses.picture.decode(codes, wide)) if kind=='image' else to_wav(senses.sound.decode(codes))
+
+# %% ../../nbs/08_serve/62_senses.ipynb #93dacfe8
+def media_of(
+    senses:Senses, # The codecs
+    found:list[tuple], # (kind, codes) of the spans in an answer
+)->list[dict]: # kind, mime, data (bytes)
+    "The pictures and sounds of an answer, those that are whole"
+    out = []
+    for kind,codes in found:
+        if kind not in senses.kinds: continue
+        try: data = file_of(senses, kind, codes)
+        except ValueError: continue
+        if data: out.append(dict(kind=kind, mime=dict(image='image/png', audio='audio/wav')[kind], data=data))
+    return out

@@ -10,6 +10,7 @@ __all__ = ['READS', 'LIBRARIES', 'SCRIPT', 'text_rows', 'build_trace', 'open_tra
 import asyncio, json, os, re, socket, textwrap, threading, time
 from collections import Counter
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from ..core.lab import Report, Stage, stage_folder, write_json
 from ..core.profile import profile as profile_of
@@ -21,7 +22,6 @@ from .keys import database
 from .parts import parts_of
 from .policy import policy
 from .reply import Reply, reply
-from .senses import open_senses
 from .trace import Trace, pieces, write_trace
 from ..tokenize.shards import Shards
 from ..tokenize.tokenizer import decode, encode_text, load_tokenizer
@@ -72,10 +72,11 @@ def open_engine(
 )->Local|Remote:
     "Who answers; ValueError when there is no model"
     folder = stage_folder(lab, 'finetune')/'model'
-    if not url: return Local(folder, senses=open_senses(lab))
+    senses = import_module('lifelab.serve.senses').open_senses(lab)
+    if not url: return Local(folder, senses=senses)
     if not (folder/'tokenizer_config.json').exists(): return Remote(url)
     from transformers import AutoTokenizer
-    return Remote(url, Chat(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)))
+    return Remote(url, Chat(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)), senses=senses)
 
 # %% ../../nbs/08_serve/90_serve.ipynb #5b0658d0
 def listen(
