@@ -157,7 +157,8 @@ def rows(
             yield draft(r, penguin(r), f"{r['Species'].split(' (')[0]} {r['Individual ID']}", line, item, f"bird {r['Species']} {r['Individual ID']}"); continue
         low = {k.lower(): v for k,v in r.items()}
         own = next((str(low[t]) for t in TITLES if t in low), '')
-        yield draft(r, f"In the table {name_of(item)}{f', {own}' if own else ''}: {plain_facts(r)}", f'{name_of(item)}, {own or f"row {line}"}'[:200], line, item)
+        said, title = f"In the table {name_of(item)}{f', {own}' if own else ''}: {plain_facts(r)}", f'{name_of(item)}, {own or f"row {line}"}'
+        yield draft(r, said, title[:200], line, item)
 
 # %% ../../nbs/02_clean/56_table.ipynb #d10ab692
 _PLANET = dict(mass=('its mass is {} times that of Jupiter', 'mass_jupiter'), radius=('its radius is {} times that of Jupiter', 'radius_jupiter'),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .figure import colour, new_ax
 from .lab import stage_folders, whole
-from .sheet import html_bars, html_page, html_table, shown, size_of, svg
+from .sheet import html_bars, html_page, html_table, size_of, svg
 
 # %% ../../nbs/00_core/65_report.ipynb #8e80d47e
 def read_rows(
