@@ -35,7 +35,7 @@ class Masks:
         last = np.arange(len(self.of[kind]))==self.end
         if place>=most: return last
         if kind=='image': return self.of[kind]
-        if kind=='audio': return self.book[place%self.books]|(last if place and place%self.books==0 else False)
+        if kind=='audio': return self.book[place%self.books]
         return self.of[kind]|(last if place else False)
 
 # %% ../../nbs/08_serve/68_constrain.ipynb #68d8fe5c
