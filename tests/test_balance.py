@@ -3,6 +3,7 @@ import hashlib, json, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 from hypothesis import given, settings, strategies as st
@@ -31,6 +32,7 @@ def warehouse(lab, records):
     for old in (lab/'02_clean/records').glob('*.parquet'): old.unlink()
     for m in sorted({r.modality for r in records}):
         write_table(lab/f'02_clean/records/{m}-00.parquet', [r.model_dump() for r in records if r.modality==m], arrow_schema(), 'id')
+    write_table(lab/'02_clean/near.parquet', [], pa.schema([(k, pa.string()) for k in ('modality', 'a', 'b')]))
     write_json(lab/'02_clean/stage.json', dict(output=fingerprint(sorted(r.model_dump_json() for r in records))))
     return lab
 

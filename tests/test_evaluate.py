@@ -164,6 +164,23 @@ def test_a_canary_in_the_records_is_told(tmp_path, monkeypatch):
     report = evaluate(lab, 'tiny')
     assert report.note['leaks']==['t03'] and 'found in 1 records. The sealed score means nothing.' in (lab/'07_evaluate/card.md').read_text()
 
+def test_a_sealed_question_pasted_into_a_page_is_named(tmp_path, monkeypatch):
+    "Word for word in a record of the training split, reworded in one of the test split; other pages are left alone"
+    lab, f = lab_at(tmp_path/'lab', even=True), quiz_at(tmp_path, monkeypatch)
+    ask = 'Why would a careful keeper of bees say that a swarm is one animal and not twenty thousand of them?'
+    known = json.loads(f.read_text().splitlines()[0])|dict(prompt=ask)
+    monkeypatch.setattr(stage, 'sealed_set', lambda path: [known])
+    path = lab/'02_clean/records/text-00.parquet'
+    rows = {r['id']: r for r in pq.read_table(path).to_pylist()}
+    rows['t90']['text'] += f' Overheard in the garden: {ask} Nobody knew.'
+    rows['t05']['caption'] = 'Why would a careful keeper of bees say that a hive is one animal and not twenty of them?'
+    write_table(path, list(rows.values()), arrow_schema(), 'id')
+    report, card = evaluate(lab, 'tiny', sealed=str(f)), (lab/'07_evaluate/card.md').read_text()
+    assert report.note['leaks']==['t05', 't90'] and ['t90', 's1', '13 words in a row'] in report.note['signs'] and ['t05', 's1', 'reworded'] in report.note['signs']
+    assert 'found in 0 records' in card and 'stands in 2 records' in card and 't90 (s1, 13 words in a row)' in card and 'score means nothing' in card
+    row = pd.read_parquet(lab/'07_evaluate/sealed_leak.parquet').set_index('modality').loc['text']
+    assert row[['train ↔ sealed', 'validation ↔ sealed', 'test ↔ sealed']].tolist()==[1, 0, 1] and row.pairs==2
+
 def test_an_empty_test_split_is_said(tmp_path):
     lab = lab_at(tmp_path/'lab')
     t = pq.read_table(lab/'03_balance/splits.parquet').to_pandas().assign(split='train')

@@ -1,5 +1,5 @@
 "Planted leaks through stages 2 and 3: every kind is found, joined and kept on one side; clean data give none"
-import io, json, sys
+import io, json, os, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +7,10 @@ import pytest
 from lifelab.balance.balance import balance
 from lifelab.balance.leak import crossings, leak, pasted
 from lifelab.clean.clean import clean
+from lifelab.clean.homology import mmseqs
 from lifelab.clean.sound import to_wav
-from test_clean import lab_of
+from lifelab.collect.simulate import document
+from test_clean import RUN, lab_of, root, tree
 
 rng = np.random.default_rng(7)
 AMINO, BASES = list('ACDEFGHIKLMNPQRSTVWY'), list('ACGT')
@@ -104,3 +106,59 @@ def test_a_sealed_question_in_a_page_is_found():
     quiz = [dict(id='q1', prompt=SAID, answer='It is neither.', canary='xyz-1')]
     pages = [dict(id='a', text='Overheard: '+SAID), dict(id='b', text='Moss is a plant.'), dict(id='c', caption='see xyz-1')]
     assert {(r, s) for r,_,s in pasted(quiz, pages, 'xyz-1')}=={('a', '13 words in a row'), ('a', 'reworded'), ('c', 'canary')}
+
+def film(seed, fmt='mp4', side=96, rate=600_000):
+    "Made-up cells that move for four seconds, as a film"
+    av = pytest.importorskip('av')
+    r, (y,x), out = np.random.default_rng(seed), np.mgrid[:side,:side]/side, io.BytesIO()
+    at, to, size = r.uniform(0, 1, (9, 2)), r.uniform(-.2, .2, (9, 2)), r.uniform(.05, .12, 9)
+    with av.open(out, 'w', format=fmt) as c:
+        v = c.add_stream('mpeg4' if fmt=='mp4' else 'mjpeg', rate=8); v.width = v.height = side; v.bit_rate = rate; v.pix_fmt = 'yuv420p' if fmt=='mp4' else 'yuvj420p'
+        for i in range(32):
+            g = sum(np.exp(-((y-a-i/8*da)**2+(x-b-i/8*db)**2)/(2*s*s)) for (a,b),(da,db),s in zip(at, to, size))
+            c.mux(v.encode(av.VideoFrame.from_ndarray(np.repeat(np.clip(g*150, 0, 255).astype('u1')[...,None], 3, 2), format='rgb24')))
+        c.mux(v.encode())
+    return out.getvalue()
+
+def items_of(lab):
+    "Path in the source → clusters of all records cut from it"
+    items = pd.read_parquet(lab/'01_collect/items.parquet').set_index('item').path
+    r = records(lab)
+    return {p: set(r.cluster[r.parent==i]) for i,p in items.items()}
+
+def test_a_film_saved_again_is_found_and_all_that_was_cut_from_it_is_joined(tmp_path):
+    lab = lab_of(tmp_path, {'a.mp4': ('mp4', 'video', film(0)), 'b.mp4': ('mp4', 'video', film(1)), 'a9.mkv': ('mp4', 'video', film(0, 'matroska', 64))})
+    clean(lab, 'tiny'); balance(lab, 'tiny')
+    r, near, at = records(lab), pd.read_parquet(lab/'02_clean/near.parquet'), items_of(lab)
+    path = r.set_index('id').parent.map(pd.read_parquet(lab/'01_collect/items.parquet').set_index('item').path)
+    met = [{path[a], path[b]} for a,b in near.loc[near.modality=='video', ['a', 'b']].values]
+    assert {'a.mp4', 'a9.mkv'} in met and not any('b.mp4' in m and len(m)>1 for m in met) and (r.modality=='image').any()
+    assert at['a.mp4']==at['a9.mkv']!=at['b.mp4'] and len(at['a.mp4'])==len(at['b.mp4'])==1
+    assert pd.read_parquet(lab/'03_balance/leak.parquet').filter(like='↔').values.sum()==0
+
+def test_a_simulated_run_in_two_files_meets_itself(tmp_path):
+    run = json.loads(document('boids', 3))
+    again = json.dumps(dict(run, name='a flock', description=run['description'].replace('boids', 'a flock')+' Somebody else ran it.'), indent=1).encode()
+    lab = lab_of(tmp_path, {'a.json': ('simulation', 'text', document('boids', 3)), 'a9.json': ('simulation', 'text', again), 'b.json': ('simulation', 'text', document('boids', 4))})
+    clean(lab, 'tiny')
+    at = items_of(lab)
+    assert at['a.json']==at['a9.json']!=at['b.json'] and len(at['a.json'])==len(at['b.json'])==1
+    assert (pd.read_parquet(lab/'02_clean/near.parquet').modality=='table').any()
+
+def test_killed_in_the_search_for_relatives_it_ends_byte_equal(tmp_path):
+    "kill -9 when MMseqs2 has written its pairs and clean has not read them yet"
+    some = {k: v for k,v in files(True).items() if k[0] in 'acde'}
+    calm, hurt, flag, slow = lab_of(tmp_path/'calm', some), lab_of(tmp_path/'hurt', some), tmp_path/'flag', tmp_path/'mmseqs'
+    clean(calm, 'tiny')
+    slow.write_text(f'#!/bin/sh\n"{mmseqs()}" "$@"; touch "{flag}"; exec sleep 100\n'); slow.chmod(0o755)
+    (tmp_path/'tmp').mkdir()
+    env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', MMSEQS2_PATH=str(slow), TMPDIR=str(tmp_path/'tmp'))
+    run = subprocess.Popen([sys.executable, '-c', RUN, hurt], env=env, start_new_session=True, stderr=subprocess.DEVNULL)
+    end = time.monotonic()+100
+    while run.poll() is None and not flag.exists() and time.monotonic()<end: time.sleep(.02)
+    assert flag.exists() and run.poll() is None
+    os.killpg(run.pid, signal.SIGKILL); run.wait()
+    had = (hurt/'02_clean/units.jsonl').read_text().splitlines()
+    assert had and not any('"warehouse"' in l for l in had) and not (hurt/'02_clean/stage.json').exists()
+    clean(hurt, 'tiny')
+    assert tree(hurt/'02_clean')==tree(calm/'02_clean') and set(had)<=set((hurt/'02_clean/units.jsonl').read_text().splitlines())

@@ -1,7 +1,7 @@
 """Round trips by property, one set of ids under three libraries, and a stage that is killed and goes on."""
 import json, os, random, shutil, signal, subprocess, sys, time, wave
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pyarrow as pa, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from lifelab.core.lab import tree_hash, write_json, write_table
 from lifelab.core.record import Record, arrow_schema
@@ -177,6 +177,7 @@ def warehouse(lab):
         video=[Record(source='cams', modality='video', media=m, caption='noise that moves', bytes=1, **about) for m in films],
         table=[Record(source='zoo', modality='table', language='en', text=f'Animal {i} weighs {i*i} g.', row='{}', **about) for i in range(30)])
     for m,rs in rows.items(): write_table(lab/f'02_clean/records/{m}-00.parquet', [x.model_dump() for x in rs], arrow_schema(), 'id')
+    write_table(lab/'02_clean/near.parquet', [], pa.schema([(k, pa.string()) for k in ('modality', 'a', 'b')]))
     write_json(lab/'02_clean/stage.json', dict(output='toy'))
     balance(lab, 'tiny')
     return lab

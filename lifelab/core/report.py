@@ -188,7 +188,9 @@ def _leaks(lab, most=25):
     files = sorted(p for p in Path(lab).glob('0*/*leak*.parquet'))
     tables = [(f, read_rows(lab, str(f.relative_to(lab)))) for f in files]
     plain = lambda t: json.loads(t.head(most).to_json(orient='records'))
-    return ''.join(f'<h3>{escape(f.stem.replace("_", " "))}</h3>{html_table(plain(t))}' for f,t in tables if len(t))
+    said = {'leak':'Near copies on two sides of the splits', 'sealed_leak':'Records that hold a sealed question'}
+    head = lambda f: escape(said.get(f.stem, f.stem.replace('_', ' ')))
+    return ''.join(f'<h3>{head(f)}</h3>{html_table(plain(t))}' for f,t in tables if len(t))
 
 # %% ../../nbs/00_core/65_report.ipynb #e7b45d87
 LIMITS = [ # When there is no card

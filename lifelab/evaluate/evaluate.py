@@ -26,10 +26,11 @@ from .foretell import foretell, foretell_scores, seen_before
 from .interval import ratios
 from .judging import judging_pairs, write_judging
 from .likelihood import answer_nats, choose_rows, foreign, likelihood, tables
-from .probes import grounded, leaks, probes, seal, sealed as sealed_set
+from .probes import grounded, probes, seal, sealed as sealed_set
 from .redteam import redteam, redteam_scores, rules
 from .saliency import draw_saliency, saliency
 from .trace import PARTS, amounts, data_matter, draw_trace, parts, trace
+from ..balance.leak import leak_line, pasted, sealed_leak
 from ..finetune.answer import load, open_tuned
 from ..finetune.chat import encode
 from ..tokenize.shards import open_shards
@@ -237,17 +238,19 @@ def measure_redteam(self):
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #ff780198
 @method(Bench)
 def measure_sealed(self):
-    "Bits of the sealed answers, answers of the model, records in which the canary was found"
-    import pyarrow as pa
+    "Bits of the sealed answers, answers of the model, records that hold a question or the canary"
+    import pyarrow as pa, pyarrow.parquet as pq
     turns = [q.get('turns') or [q['prompt']] for q in self.quiz]
-    nats = answer_nats(self.model, self.tok, turns, [q['answer'] for q in self.quiz]) if self.quiz else []
-    said = self.say(turns, 'sealed questions') if self.quiz else []
+    nats, said = (answer_nats(self.model, self.tok, turns, [q['answer'] for q in self.quiz]), self.say(turns, 'sealed questions')) if turns else ([], [])
     rows = [dict(id=q['id'], topic=q['topic'], kind=q['kind'], nats=float(n), bytes=len(q['answer'].encode()), answer=a)
         for q,a,n in zip(self.quiz, said, nats)]
     kinds = dict(id=pa.string(), topic=pa.string(), kind=pa.string(), nats=pa.float64(), bytes=pa.int64(), answer=pa.string())
     write_table(self.part('sealed'), rows, pa.schema(list(kinds.items())))
-    found = leaks(self.warehouse(['id', 'title', 'text', 'caption']).to_dict('records'), seal()['canary'])
-    return dict(files=[self.part('sealed')], counts={'in':len(rows), 'out':len(rows)}, note=dict(leaks=found))
+    found = pasted(self.quiz, self.warehouse(['id', 'title', 'text', 'caption']).to_dict('records'), seal()['canary'])
+    t, held = sealed_leak(found, pq.read_table(self.balance/'splits.parquet').to_pandas(), bool(self.quiz)), self.run.folder/'sealed_leak.parquet'
+    write_table(held, t.reset_index(), sort='modality')
+    return dict(files=[self.part('sealed'), held], counts={'in':len(rows), 'out':len(rows)},
+        note=dict(leaks=sorted({f[0] for f in found}), signs=[list(f) for f in found]))
 
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #472c0104
 @method(Bench)
@@ -334,7 +337,7 @@ Bench.drawn = drawn
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #f6479dc2
 @method(Bench)
 def lines(self,
-    leaked:list[str], # Records that hold the canary
+    signs:list, # Record, question and sign of each leak, from `pasted`
     traced, # pandas DataFrame from `trace`
 )->list[str]: # Sentences
     "What a reader has to know before the tables"
@@ -348,11 +351,9 @@ def lines(self,
         f"Answers are greedy, at most {self.p.answer_tokens} tokens. sacrebleu's settings: `{signature()}`.",
         f"Of {len(tried)} red-team prompts the model alone left {int((tried.outcome=='answered').sum())} neither refused nor empty; a person has to say "
         "whether such an answer does harm. A model of this size knows too little for that to be a measure of safety."]
-    said = 'Over the sources of text, rank correlation of training tokens with bits a byte is'
-    if rho is not None: out.append(f'{said} {rho:.2f} (-1: more data, better score).')
-    out.append(f"{len(self.quiz)} sealed questions were asked." if self.quiz else 'The sealed questions were not at hand, so they were not asked.')
-    void = ' The sealed score means nothing.' if leaked else ''
-    return [*out, f"The canary of the sealed questions was found in {len(leaked)} records.{void}"]
+    if rho is not None: out.append(f'Rank correlation of training tokens with bits a byte, over the sources of text: {rho:.2f} (-1: more data, better score).')
+    quiz = f"{len(self.quiz)} sealed questions were asked." if self.quiz else 'The sealed questions were not at hand, so they were not asked.'
+    return [*out, quiz, leak_line(signs, bool(self.quiz))]
 
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #5faddfa5
 @method(Bench)
@@ -360,7 +361,7 @@ def measure_card(self):
     "scores.parquet, trace.parquet, attributions.parquet, the figure of the trace, card.md"
     import pandas as pd
     folder, scores = self.run.folder, self.scores()
-    t, s = self.traced(pd.DataFrame(scores)), self.run.units['sealed']['note']['leaks']
+    t, s = self.traced(pd.DataFrame(scores)), self.run.units['sealed']['note']['signs']
     thanks = credits(self.index('train'), self.warehouse(['id', 'attribution', 'url']))
     held = self.read('likelihood-*')
     facts = dict(anatomy(self.finetune/'model'), name=f'lifelab-{self.p.name}', profile=self.p.name, foreign=self.is_foreign(),
@@ -412,8 +413,7 @@ def evaluate(
         was = run.done
         for unit in run.todo(units, 'evaluating', 'metric', of_stage=True): run.commit(unit, **make(bench, unit)); was = False
         after = dict(judging=run.units['answers']['files'], card=[run.units[u]['files'] for u in units])
-        for unit in run.todo(after, 'writing the card', 'card', of_stage=True):
-            run.commit(unit, **make(bench, unit)); was = False
-        note = dict(sealed=len(quiz), leaks=run.units['sealed']['note']['leaks'], foreign=bench.is_foreign())
+        for unit in run.todo(after, 'writing the card', 'card', of_stage=True): run.commit(unit, **make(bench, unit)); was = False
+        note = dict(sealed=len(quiz), **run.units['sealed']['note'], foreign=bench.is_foreign())
         if not was: run.finish(licences=run.units['card']['licences'], note=note)
         return run.report()
