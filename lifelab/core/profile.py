@@ -60,7 +60,7 @@ tiny = Profile('tiny', _TINY, most_records=300, segment_bases=20_000, tile_px=64
 starter = Profile('starter', _STARTER, most_records=60_000, segment_bases=20_000, tile_px=128, text_vocab=8192, dna_merges=64, protein_merges=16,
     image_codes=512, patch_px=8, audio_rate=16_000, clip_seconds=2., audio_codes=256, audio_books=2, frame_px=64, clip_frames=4, sim_runs=40,
     window=320, layers=3, hidden=256, heads=4, kv_heads=2, batch_rows=6, steps=600, save_every=100,
-    tune_epochs=6, lora_rank=8, probe_docs=48, answer_tokens=96)
+    tune_epochs=4, lora_rank=8, probe_docs=48, answer_tokens=96)
 
 # %% ../../nbs/00_core/10_profile.ipynb #1a9c78ea
 gpu = replace(starter, name='gpu', text_vocab=16_384, dna_merges=1024, protein_merges=512, image_codes=1024,
