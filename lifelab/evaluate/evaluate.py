@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..core.figure import save
 from ..core.lab import Report, Stage, asset, file_hash, fingerprint, method, whole, write_table
+from ..core.policy import policy
 from ..core.profile import profile as profile_of
 from .answers import answers
 from .attention import attention, draw_attention
@@ -27,7 +28,7 @@ from .interval import ratios
 from .judging import judging_pairs, write_judging
 from .likelihood import answer_nats, choose_rows, foreign, likelihood, tables
 from .probes import grounded, probes, seal, sealed as sealed_set
-from .redteam import redteam, redteam_scores, rules
+from .redteam import redteam, redteam_scores
 from .saliency import draw_saliency, saliency
 from .trace import PARTS, amounts, data_matter, draw_trace, parts, trace
 from ..balance.leak import leak_line, pasted, sealed_leak
@@ -232,7 +233,7 @@ def measure_redteam(self):
     "Red-team prompts"
     items = self.probes['redteam']
     said = dict(zip((q['prompt'] for q in items), self.say([[q['prompt']] for q in items], 'red team')))
-    write_table(self.part('redteam'), redteam(said.get, self.tok, items, rules()), sort='id')
+    write_table(self.part('redteam'), redteam(said.get, self.tok, items, policy()), sort='id')
     return dict(files=[self.part('redteam')], counts={'in':len(items), 'out':len(items)})
 
 # %% ../../nbs/07_evaluate/90_evaluate.ipynb #ff780198
@@ -381,10 +382,9 @@ def measure_card(self):
 def units(self,
 )->dict: # Unit → what it is made from, besides what the stage reads
     "What there is to measure, without the card"
-    ask, held, policy = file_hash(asset('nbs', '07_evaluate', 'probes.yaml')), self.held_out(), file_hash(asset('nbs', '08_serve', 'policy.yaml'))
-    some = ['text'] if self.is_foreign() else sorted(m for m in held.modality.unique() if m)
-    out = {f'likelihood/{m}': '' for m in some if (held.modality==m).any()}
-    return out | dict(choice=ask, foretell='', answers=ask, redteam=[ask, policy],
+    ask, rules = (file_hash(asset('nbs', *p)) for p in (('07_evaluate', 'probes.yaml'), ('08_serve', 'policy.yaml')))
+    there = sorted(m for m in self.held_out().modality.unique() if m=='text' or m and not self.is_foreign())
+    return {f'likelihood/{m}': '' for m in there} | dict(choice=ask, foretell='', answers=ask, redteam=[ask, rules],
         sealed=[fingerprint(self.quiz), seal()['sha256']], attention=[READ, GENE], saliency=READ,
         **(dict(tuned=fingerprint(self.quiz)) if self.quiz and (self.finetune/'supervised').exists() else {}))
 

@@ -25,7 +25,7 @@ from .keys import Keys, database
 from .limits import Limits
 from .page import page
 from .parts import Unfit
-from .policy import policy
+from ..core.policy import policy
 from .reply import Reply, reply
 from .telemetry import Book, drift, language
 from .turn import Ask, Busy, TooLong

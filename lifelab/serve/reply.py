@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from .turn import Ask, Deaf, Piece
 from .unfold import Unfold
-from .policy import judge, judge_talk, open_turns, told
+from ..core.policy import judge, judge_talk, open_turns, told
 from .trace import sources
 
 # %% ../../nbs/08_serve/75_reply.ipynb #56c2acde

@@ -20,7 +20,7 @@ from .feedback import export
 from .gateway import app
 from .keys import database
 from .parts import parts_of
-from .policy import policy
+from ..core.policy import policy
 from .reply import Reply, reply
 from .trace import Trace, pieces, write_trace
 from ..tokenize.shards import Shards
