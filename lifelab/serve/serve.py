@@ -9,6 +9,7 @@ __all__ = ['READS', 'LIBRARIES', 'SCRIPT', 'text_rows', 'build_trace', 'open_tra
 # %% ../../nbs/08_serve/90_serve.ipynb #bee6d893
 import asyncio, json, os, re, socket, textwrap, threading, time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -300,6 +301,6 @@ def ask(
         body = Body(model='', messages=[Message(role='user', content=parts)], modalities=[want or 'text'], temperature=0, top_p=1, frequency_penalty=.5, seed=0)
         a, _, _ = ask_of(body, tokens or min(96, mind.window//4), mind.senses, mind.window)
         async def last(): return [p async for p in reply(a, mind, trace, policy())][-1]
-        r = asyncio.run(last())
+        with ThreadPoolExecutor(1) as ex: r = ex.submit(asyncio.run, last()).result() # a notebook has a loop of its own
         return '\n'.join([shown(r), *([save_answer(r, want, Path(out))] if out and r.finish!='content_filter' else [])])
     finally: mind.close()
