@@ -25,6 +25,15 @@ def table(rows):
     body = ''.join('<tr>'+''.join(f'<td>{cut(k, r[k]) if r.get(k) not in (None, "") else ""}</td>' for k in keys)+'</tr>' for r in rows)
     return f'<div class="wide"><table class="table table-sm"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
+def inside(rows):
+    "The files of a card: what all of them share is said once, the rest as a table, the name of a file without its folder"
+    every = [k for k in rows[0] if len(rows)>1 and not isinstance(rows[0][k], dict) and all(r.get(k)==rows[0][k] for r in rows)]
+    short = lambda k, v: '; '.join(map(str, v.values())) if k=='quotes' and isinstance(v, dict) else v.rpartition('/')[2] if k=='path' else v
+    same = ''.join(f'<li>{escape(k.replace("_", " "))}: {said(rows[0][k])}</li>' for k in every)
+    folders = sorted({r['path'].rpartition('/')[0] for r in rows if '/' in r.get('path', '')})
+    where = f'<p>In {", ".join(f"<code>{escape(f)}</code>" for f in folders)}.</p>' if folders else ''
+    return raw(where+(f'<p>All of them:</p><ul>{same}</ul>' if same else '')+table([{k: short(k, v) for k,v in r.items() if k not in every} for r in rows]))
+
 FIELDS = dict(licence='Licence', licence_evidence='How that is known', quotes='Words found in the files', attribution='Thanks to', citation='To cite', url='Address',
     domain='Domain', modality='Modality', language='Language', region='Region', school='School', simulated='Simulated', train='Trained on', package='Carried by the package', version='Version',
     wheel='File', wheel_sha256='SHA-256')
@@ -48,12 +57,12 @@ def cards(root):
         meta, body = split(f.read_text(encoding='utf-8'))
         title = meta.get('title') or f.stem
         body = re.sub(r'^# .+\n+', '', body)
-        members = '\n\n## What is in it\n'+raw(table(meta['members'])) if meta.get('members') else ''
+        members = '\n\n## What is in it\n'+inside(meta['members']) if meta.get('members') else ''
         out[f'data_cards/{f.name}'] = front(title, f"{meta.get('domain', '')} · {meta.get('modality', '')} · {meta.get('licence', '')}")+body+'\n\n## Licence and origin\n'+raw(sheet(meta))+members
         first = re.split(r'(?<=\.)\s', body, maxsplit=1)[0]
         rows.append(f"| [{title}](data_cards/{f.name}) | {meta.get('domain', '')} | {meta.get('modality', '')} | {meta.get('licence', '')} | {first.replace('|', '·')} |".replace('\n', ' '))
     head = 'Each source has a card: what is in it, what it leaves out, its licence and how that is known, and whom to thank. [The mix](mix.md) says how much of each is read.\n\n'
-    out['cards.md'] = front('Data cards', f'{len(rows)} sources, each with its licence and origin')+head+'| source | domain | modality | licence | in a sentence |\n|---|---|---|---|---|\n'+'\n'.join(rows)+'\n'
+    out['cards.md'] = front('Data cards', f'{len(rows)} sources, each with its licence and origin')+head+'::: {.cards}\n| source | domain | modality | licence | in a sentence |\n|---|---|---|---|---|\n'+'\n'.join(rows)+'\n:::\n'
     return out
 
 def the_mix(root, relink):

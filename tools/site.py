@@ -138,7 +138,7 @@ def written(nb, src, names, hidden=()):
         s, outs = ''.join(c['source']), c.get('outputs', [])
         if c['cell_type']=='markdown' and not s.startswith('<!-- WARNING'): cells.append({**c, 'source': linked(relink(s, src), names, page, known)})
         if c['cell_type']!='code' or 'injected-parameters' in c['metadata'].get('tags', ()): continue
-        c['outputs'] = [o for o in outs if not (o['output_type']=='stream' and o['name']=='stderr')]
+        c['outputs'] = [o for o in outs if not (o['output_type']=='stream' and o['name']=='stderr') and not any('widget' in k for k in o.get('data', {}))] # no progress bars
         shown = 'show_doc(' in s
         for o in c['outputs'] if shown else ():
             md = ''.join(o.get('data', {}).get('text/markdown', ''))

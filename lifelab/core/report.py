@@ -114,7 +114,7 @@ def _curves(lab):
     if len(val):
         at, b = dict(zip(curve.step, curve.tokens)), new_ax(5, 2.8)
         for m,g in val.groupby('modality'): b.plot([at.get(s, s) for s in g.step], g.bits_per_byte, 'o-', ms=3, color=colour(m), label=m)
-        b.set(xlabel='training tokens', ylabel='bits a byte, held out'); b.legend(frameon=False)
+        b.set(xlabel='training tokens', ylabel='bits a byte, held out'); b.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
         out += f'<div>{svg(b, "Bits a byte of held-out records by modality")}</div>'
     return out+'</div>'
 
