@@ -17,6 +17,9 @@ def jupyter(tmp_path_factory):
     "A JupyterLab server on copies of the stage notebooks, its kernels in the folder above as with `make lab`: (address, token, folder)"
     work, token, port = tmp_path_factory.mktemp('jupyter'), secrets.token_hex(16), free_port()
     (work/'nbs').mkdir()
+    settings = work/'settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings'
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}') # else what is out of sight is not in the page
     for name in STAGES: shutil.copy(ROOT/'nbs'/name, work/'nbs'/name)
     env = quiet(PYTHONPATH=ROOT, JUPYTER_CONFIG_DIR=work/'config', JUPYTER_RUNTIME_DIR=work/'runtime', JUPYTER_DATA_DIR=work/'data', IPYTHONDIR=work/'ipython',
         JUPYTERLAB_SETTINGS_DIR=work/'settings', JUPYTERLAB_WORKSPACES_DIR=work/'workspaces', HOME=work, JUPYTER_PLATFORM_DIRS='0', OMP_WAIT_POLICY='PASSIVE')
@@ -64,7 +67,7 @@ def rendered(page):
         images: [...document.querySelectorAll('.jp-OutputArea img')].filter(i => i.complete && !i.naturalWidth).length,
         drawn: [...document.querySelectorAll('.jp-OutputArea img')].filter(i => i.naturalWidth > 50).length,
         players: [...document.querySelectorAll('.jp-OutputArea audio')].map(a => a.duration || (a.error ? a.error.message : 0)),
-        widgets: [...document.querySelectorAll('.jp-OutputArea')].filter(a => /Error displaying widget|model not found/.test(a.innerText)).length})""")
+        widgets: [...document.querySelectorAll('.jp-OutputArea')].filter(a => /Error displaying widget|model not found/.test(a.textContent)).length})""")
 
 def test_every_stage_notebook_runs_from_top_to_bottom(jupyter, chromium):
     work, seen = jupyter[2], {}
@@ -93,10 +96,10 @@ def test_an_interrupted_cell_can_be_run_again(jupyter, chromium, lifelab):
     shutil.rmtree(work/'lab/tiny/05_pretrain/checkpoints', ignore_errors=True)
     opened(page, jupyter, nb.name)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    page.wait_for_function("() => /[1-9][0-9]*\\/60|[1-9][0-9]?%/.test([...document.querySelectorAll('.jp-OutputArea')].map(a => a.innerText).join(' '))", timeout=120_000)
+    page.wait_for_function("() => /[1-9][0-9]*\\/60|[1-9][0-9]?%/.test([...document.querySelectorAll('.jp-OutputArea')].map(a => a.textContent).join(' '))", timeout=120_000)
     assert page.locator('.jupyter-widgets, .jp-OutputArea-output').count(), 'no bar is shown'
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
-    page.wait_for_function("() => [...document.querySelectorAll('.jp-OutputArea')].some(a => a.innerText.includes('KeyboardInterrupt'))", timeout=60_000)
+    page.wait_for_function("() => [...document.querySelectorAll('.jp-OutputArea')].some(a => a.textContent.includes('KeyboardInterrupt'))", timeout=60_000)
     assert not (work/'lab/tiny/05_pretrain/stage.json').exists(), 'the cell had ended before it was interrupted'
     run_all(page)
     assert not errors(nb), errors(nb)
