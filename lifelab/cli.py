@@ -51,7 +51,7 @@ def existing(
 
 # %% ../nbs/90_cli.ipynb #d9ec5c84
 def own_data(
-    data:str, # Folder of text, FASTA, GenBank and images
+    data:str, # Folder of texts, sequences, pictures, sounds, films and tables
     licence:str, # SPDX expression
     mixed:bool, # Together with the profile's own sources
 )->dict: # data, licence, mixed
@@ -59,7 +59,7 @@ def own_data(
     r = ruling(licence)
     if not r.train: raise ValueError(f"--licence {licence or '(none)'}: {r.why}. Own data need an open licence as an SPDX name, "
         "such as CC-BY-4.0, CC0-1.0 or MIT")
-    return dict(data=existing(data, 'a folder of text, FASTA, GenBank or image files'), licence=licence, mixed=mixed)
+    return dict(data=existing(data, 'a folder of texts, sequences, pictures, sounds, films or tables'), licence=licence, mixed=mixed)
 
 # %% ../nbs/90_cli.ipynb #c9fce055
 def show_rows(
@@ -86,7 +86,7 @@ def next_steps(
     served = all((stage_folder(lab, s)/'stage.json').exists() for s in ('finetune', 'serve'))
     ask = [f'{name} ask "Are digital organisms alive?"{at}', f'{name} serve{at}'] if served else [f'{name} status{at}']
     book = f'{jupyter} lab {asset("nbs")}' if not Path('Makefile').exists() else 'make lab'
-    own = f'{name} run --data FOLDER --licence CC-BY-4.0     # your own text, FASTA and images'
+    own = f'{name} run --data FOLDER --licence CC-BY-4.0     # your own texts, sequences, pictures, sounds, films and tables'
     return '\n'.join(['Next:', *(f'  {c}' for c in [*ask, f'open {page}' if page else '', f'{book}     # the stage notebooks', own] if c)])
 
 # %% ../nbs/90_cli.ipynb #58d349f8
@@ -165,7 +165,7 @@ def _run_options(p):
     p.add_argument('--to', dest='last', default='', metavar='STAGE', help='last stage')
     p.add_argument('--only', default='', metavar='STAGE', help='one stage alone')
     p.add_argument('--force', action='store_true', help='do the chosen stages anew, even if nothing changed')
-    p.add_argument('--data', default='', metavar='FOLDER', help='your own text, Markdown, HTML, FASTA, GenBank and images')
+    p.add_argument('--data', default='', metavar='FOLDER', help='your own texts, sequences, pictures, sounds, films and tables')
     p.add_argument('--licence', '--license', default='', metavar='SPDX', help='licence of your data, such as CC-BY-4.0')
     p.add_argument('--mixed', action='store_true', help='your data together with the profile\'s own sources')
     p.add_argument('--base', default='', metavar='PATH', help='fine-tune this Hugging Face causal model from disk instead of pre-training one')

@@ -101,6 +101,8 @@ def test_an_interrupted_cell_can_be_run_again(jupyter, chromium, lifelab):
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
     page.wait_for_function("() => [...document.querySelectorAll('.jp-OutputArea')].some(a => a.textContent.includes('KeyboardInterrupt'))", timeout=60_000)
     assert not (work/'lab/tiny/05_pretrain/stage.json').exists(), 'the cell had ended before it was interrupted'
+    page.wait_for_function(IDLE, timeout=60_000)
+    page.wait_for_timeout(2000) # what was queued behind the interrupted cell is called off first
     run_all(page)
     assert not errors(nb), errors(nb)
     assert (work/'lab/tiny/05_pretrain/stage.json').exists()

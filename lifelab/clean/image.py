@@ -29,7 +29,7 @@ def _picture(data):
                 im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
             return np.asarray(im.convert('RGB'))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e: raise Refused('too large', f'{e}') from None
-        except (OSError, SyntaxError, ValueError) as e: raise Refused('corrupt', f'not a picture that can be read: {e}') from None
+        except (OSError, SyntaxError, ValueError) as e: raise Refused('corrupt', f"not a picture that can be read: {str(e).split(' <_io')[0]}") from None
 
 # %% ../../nbs/02_clean/50_image.ipynb #63611fc6
 def to_bytes(

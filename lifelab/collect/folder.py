@@ -153,7 +153,7 @@ def folder(
     "Take a user's folder; ValueError when it is no folder or its licence is no licence"
     root = Path(path).resolve()
     what = 'a file' if root.exists() else 'not there'
-    if not root.is_dir(): raise ValueError(f"{path} is {what}: give a folder with text, FASTA, GenBank or image files")
+    if not root.is_dir(): raise ValueError(f"{path} is {what}: give a folder with texts, sequences, pictures, sounds, films or tables")
     check_licence(licence)
     rows, dropped = [], []
     for name,p in _walk(root):

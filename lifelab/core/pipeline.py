@@ -262,7 +262,9 @@ class Watch:
             while not self.over.wait(.25):
                 self.peak, p = max(self.peak, memory_mb()), progress_of(self.folder)
                 if not p: continue
-                if p['desc']!=last: bar.reset(task, total=p['total'], completed=p['done'], description=p['desc'], unit=p['unit']); last = p['desc']
+                if p['desc']!=last:
+                    last, same = p['desc'], dict(stage=self.stage, unit=p['unit'], note='') # reset forgets what it is not told again
+                    bar.reset(task, total=p['total'], completed=p['done'], description=last, **same)
                 bar.update(task, completed=p['done'], total=p['total'], note=p.get('note', ''))
                 if not self.console.is_terminal and time.monotonic()-said>10:
                     self.console.print(f"  {self.stage}: {p['desc']} {p['done']:,} of {p['total']:,} {p['unit']} {p.get('note', '')}"); said = time.monotonic()

@@ -126,7 +126,7 @@ def plan(
         ('parameters', n, f'{p.layers} layers of width {p.hidden}, embeddings tied'),
         ('tokens seen', toks, f'{p.steps:,} steps of {p.batch_rows} windows of {p.window} tokens'),
         ('tokens per parameter', round(toks/n, 2), 'about 20 is compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556); fewer is under-trained'),
-        ('training FLOPs', 6*n*toks, '6 per parameter and token'),
+        ('training FLOPs', float(f'{6*n*toks:.2g}'), '6 per parameter and token'),
         ('optimizer memory, MB', round(16*n/1e6), 'weights, gradients and two moments in 32 bits'),
         ('checkpoints', -(-p.steps//p.save_every), f'one every {p.save_every} steps')]
-    return pd.DataFrame(rows, columns=['figure', 'value', 'reason'])
+    return pd.DataFrame(rows, columns=['figure', 'value', 'reason'], dtype=object)

@@ -227,7 +227,7 @@ def greeting(
     shown = f'key      {key}   (shown once; kept in {path})' if new else f'key      in {path}'
     curl = f"curl {url}/v1/chat/completions -H \"Authorization: Bearer $(cat {path})\" -H 'Content-Type: application/json' -d '{body}'"
     page = f'page     {url}/'+(f'#{key}' if new else '   (asks for the key once)')
-    return f'address  {url}/v1   (model {model})\n{page}\n{shown}\ntry      {curl}\nstop     Ctrl-C'
+    return f'address  {url}/v1   (model {model})\n{page}\njudge    {url}/judge\n{shown}\ntry      {curl}\nstop     Ctrl-C'
 
 # %% ../../nbs/08_serve/90_serve.ipynb #a001d5f4
 def start(
@@ -260,10 +260,12 @@ def shown(
     "An answer and its sources as text for a terminal"
     text = re.sub('[\U000F1000-\U000F1FFF]+', lambda m: f'[{len(m[0])} codes of a picture]', r.text)
     wrap = lambda t, mark='': textwrap.fill(t, width, initial_indent=mark, subsequent_indent=' '*len(mark))
-    lines = [wrap(l) for l in text.strip().splitlines()] or ['(no answer)'][:not r.media]
+    none = '(no answer: a model that has read little, as that of profile tiny, often has nothing to say)'
+    lines = [wrap(l) for l in text.strip().splitlines()] or [none][:not r.media]
     for m in r.media: lines += [f"[{m['mime']}, {len(m['data']):,} bytes]"]
     for p in r.policy: lines += [wrap(f"policy: {p['act']} ({p['rule']}): {p['why']}", '  ')]
-    lines += ['', 'Word for word in the training text:' if r.sources else 'No longer span of this answer stands word for word in the training text.']
+    heard = 'Word for word in the training text:' if r.sources else 'No longer span of this answer stands word for word in the training text.'
+    if r.text.strip(): lines += ['', heard]
     for s in r.sources:
         where = ', '.join(x for x in (s['title'] or s['record'], s['source'], s['licence']) if x)
         lines += [wrap(f"“{s['span']}”", '  '), wrap(f"{where}{'; '+s['attribution'] if s['attribution'] else ''}{'; '+s['url'] if s['url'] else ''}", '    ')]
