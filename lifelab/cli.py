@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'lab_of', 'given_of', 'existing', 'own_data', 'show_rows', 'next_steps', 'pages_of', 'cmd_run',
-           'cmd_status', 'cmd_plan', 'cmd_params', 'cmd_report', 'cmd_ask', 'cmd_serve', 'parser', 'main']
+           'cmd_status', 'cmd_plan', 'cmd_params', 'cmd_report', 'spoken', 'cmd_ask', 'cmd_serve', 'parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #1c9c45c3
 import argparse, os, sys
@@ -145,16 +145,26 @@ def cmd_report(a)->int:
     return 0
 
 # %% ../nbs/90_cli.ipynb #1c5cc595
+def spoken(
+    lab:Path, # Folder that somebody wants to talk to
+)->Path: # The same
+    "A lab with a model; ValueError names those beside it that have one"
+    has = lambda at: (stage_folder(at, 'finetune')/'model'/'config.json').exists()
+    beside = [p for p in sorted(lab.parent.glob('*')) if p!=lab and p.is_dir() and has(p)] if not has(lab) else []
+    if beside: raise ValueError(f"no model in {lab}; there is one in {', '.join(map(str, beside))}: add --lab {beside[0]}")
+    return lab
+
+# %% ../nbs/90_cli.ipynb #45586740
 def cmd_ask(a)->int:
     "Ask the model of a lab, without a server"
     files = {k: getattr(a, k) for k in ('image', 'audio', 'fasta') if getattr(a, k)}
     want = '' if a.want=='text' else a.want
-    print(import_module('lifelab.serve.serve').ask(lab_of(a), ' '.join(a.question), want=want, out=a.out, **files))
+    print(import_module('lifelab.serve.serve').ask(spoken(lab_of(a)), ' '.join(a.question), want=want, out=a.out, **files))
     return 0
 
 def cmd_serve(a)->int:
     "Serve the model of a lab until Ctrl-C"
-    import_module('lifelab.serve.serve').start(lab_of(a), port=a.port, engine=a.engine)
+    import_module('lifelab.serve.serve').start(lab_of(a) if a.engine else spoken(lab_of(a)), port=a.port, engine=a.engine)
     return 0
 
 # %% ../nbs/90_cli.ipynb #4c00b38f
