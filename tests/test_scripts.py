@@ -18,7 +18,7 @@ SAYS = {'A genome into records':r'first, bases 1–20,000 of 45,000 · 20000 bas
     'Near-duplicates in a folder':r'^a\.txt is nearly c\.txt$', 'Records of one kind, for another program':r'[1-9]\d* records, such as .+ · .+ · .+',
     'A tokenizer of your own':r"\['The', 'Ġcell'.* \d\d tokens for 180 bases", 'A picture as codes, and back':r'^64 codes, [1-9]\d\.\d dB$',
     'A sound as codes, and back':r'second \d+\.0 to .* · \d{2,3} codes, \d+\.\d dB away', 'Life, simulated':r'\.#\.[\s\S]+Game of Life',
-    'The batch of a step':r"^('.+'\n){4}", 'An answer and what it rests on':r"' · .+ · CC-BY-SA-[34]\.0 · .*Wikipedia"}
+    'The batch of a step':r"^(['\"].+\n){4}", 'An answer and what it rests on':r"' · .+ · CC-BY-SA-[34]\.0 · .*Wikipedia"}
 
 def test_there_are_ten():
     assert len(scripts())==10 and set(scripts())==set(SAYS)

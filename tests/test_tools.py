@@ -74,9 +74,11 @@ def test_missing_docs(lint):
     assert [r[1] for r in found(lint, 'docs')]==['bare has no docstring', 'bare: nothing said of x']
 
 def test_a_stage_out_of_step(lint):
-    write(lint.root/'nbs/01_near.ipynb', cell("lab = 'lab/tiny' # Folder\nheat = 2 # Kelvin", tags=['parameters']))
+    write(lint.root/'nbs/01_near.ipynb', cell("lab:str = 'lab/tiny' # Folder\nheat:int = 2 # Kelvin", tags=['parameters']))
     (lint.root/'lifelab/near/near.py').write_text("def near(lab='lab/tiny', warmth=2): pass\n")
     assert 'those of near' in found(lint, 'stages')[0][2]
+    write(lint.root/'nbs/01_near.ipynb', cell("lab:str = 'lab/tiny' # Folder\nwarmth = 2 # Kelvin", tags=['parameters']))
+    assert found(lint, 'stages')[0][1]=="parameters without a type: ['warmth']"
 
 def test_a_notebook_that_does_not_survive_as_text(lint):
     assert found(lint, 'text')==[]
