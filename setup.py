@@ -28,7 +28,7 @@ setup(
     packages=[*find_packages(include=['lifelab', 'lifelab.*']), *assets], package_dir=assets,
     package_data={'lifelab._assets.nbs': ['*.ipynb', '*/*.ipynb', '*/*.yaml', '*/*.json', '*/*.html', '*/*.js', '*/*.css'], 'lifelab._assets.data_cards': ['*.md']},
     install_requires=core+runs,
-    extras_require={**of_stage, 'all': runs, 'remote': needs('remote'), 'lab': needs('lab'), 'dev': needs('dev')},
+    extras_require={**of_stage, 'all': runs, 'remote': needs('remote'), 'world': needs('world'), 'lab': needs('lab'), 'dev': needs('dev')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )
