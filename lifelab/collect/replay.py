@@ -38,8 +38,10 @@ class Reply:
 # %% ../../nbs/01_collect/18_replay.ipynb #76644861
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
-    def log_message(self, *a): pass
+    def log_message(self, *a):
+        "Nothing is printed"
     def answer(self):
+        "Read a request, note it, and send what the app replies"
         u, n = urlsplit(self.path), int(self.headers.get('content-length') or 0)
         form = self.rfile.read(n).decode() if n else ''
         pairs = parse_qsl(u.query, keep_blank_values=True)+parse_qsl(form, keep_blank_values=True)
@@ -52,12 +54,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command!='HEAD': self.send(r)
     def send(self, r):
+        "The body, dripping or cut where the reply says so"
         data = r.body if r.cut is None else r.body[:r.cut]
         for a in range(0, len(data), 1024 if r.drip else max(1, len(data))):
             self.wfile.write(data[a:a+1024 if r.drip else len(data)])
             if r.drip: self.wfile.flush(); time.sleep(r.drip)
         if r.cut is not None or r.declared is not None: self.wfile.flush(); self.close_connection = True
     def do_GET(self):
+        "One request; a client that went away is no error"
         try: self.answer()
         except (BrokenPipeError, ConnectionResetError): self.close_connection = True
     do_POST = do_HEAD = do_GET

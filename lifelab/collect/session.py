@@ -96,8 +96,9 @@ class Session:
 async def _enter(self):
     import aiohttp
     inner = aiohttp.ThreadedResolver()
-    make = lambda r: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64, resolver=r), auto_decompress=True,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=self.timeout), headers={'User-Agent':self.agent}, cookie_jar=aiohttp.DummyCookieJar())
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=self.timeout)
+    make = lambda r: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64, resolver=r), timeout=patience,
+        headers={'User-Agent':self.agent}, cookie_jar=aiohttp.DummyCookieJar())
     self.web, self.near = make(_resolver(inner)), make(inner)
     return self
 
