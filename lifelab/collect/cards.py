@@ -60,6 +60,9 @@ class Card:
     school:str = ''
     simulated:bool = False # Made by a simulator, not observed
     maker:str = '' # Function of stage 1 that makes the source, in place of a wheel
+    service:str = '' # Service that the source is asked of, in place of a wheel: ncbi, pds, oai, xeno-canto, …
+    query:dict = field(default_factory=dict) # What to ask the service
+    permission:dict = field(default_factory=dict) # Written permission, where a service's terms ask for one: who, when, words
     body:str = '' # The prose
 
 # %% ../../nbs/01_collect/10_cards.ipynb #23d88137
@@ -92,6 +95,7 @@ def _check(card):
     "Raise ValueError for a value that cannot be right"
     c, digits = card.name, re.compile('[0-9a-f]{64}').fullmatch
     if card.maker: return _sure(not (card.wheel or card.members), c, 'it has a maker and a wheel or members', 'what is made here is not fetched: keep one')
+    if card.service: return _check_service(card)
     _sure(digits(card.wheel_sha256), c, f"wheel_sha256 is {card.wheel_sha256!r}", 'give the 64 digits of `sha256sum`')
     _sure(card.wheel.endswith('.whl') and '/' not in card.wheel, c, f"wheel is {card.wheel!r}", 'give the name of a .whl file')
     _sure(card.licence_from in ('', 'jats'), c, f"licence_from is {card.licence_from!r}", "leave it out, or write 'jats'")
@@ -103,6 +107,18 @@ def _check(card):
         for k,kind in (('domain', Domain), ('modality', Modality)):
             _sure(of(card, m, k) in get_args(kind), c, f"{k} {of(card, m, k)!r} is unknown", f"use one of {', '.join(get_args(kind))}")
         _sure('*' in m.path or digits(m.sha256), c, f"{m.path} has no sha256", 'give the 64 digits of the file')
+
+# %% ../../nbs/01_collect/10_cards.ipynb #3ddfbfe3
+def _check_service(card):
+    "Raise ValueError for a card of a service that cannot be right"
+    c = card.name
+    _sure(not (card.wheel or card.members), c, 'it has a service and a wheel or members', 'a source comes from one place: keep one')
+    _sure(card.query, c, 'query is empty', 'say what to ask the service, such as `query: {ids: [U00096.3]}`')
+    _sure(card.domain in get_args(Domain), c, f"domain {card.domain!r} is unknown", f"use one of {', '.join(get_args(Domain))}")
+    kinds = ('', *get_args(Modality))
+    _sure(card.modality in kinds, c, f"modality {card.modality!r} is unknown", f"use one of {', '.join(kinds[1:])}, or leave it out")
+    missing = [k for k in ('who', 'when', 'words') if card.permission and not card.permission.get(k)]
+    _sure(not missing, c, f"permission lacks {', '.join(missing)}", 'record who gave it, when, and in which words')
 
 # %% ../../nbs/01_collect/10_cards.ipynb #97d99674
 def _front(text, card):
@@ -124,7 +140,7 @@ def read_card(
     name = Path(path).stem
     given, body = _front(Path(path).read_text(encoding='utf-8'), name)
     _sure(given.get('name')==name, name, f"its name is {given.get('name')!r}", 'name and file name must be the same')
-    if given.get('maker'): given = dict.fromkeys(('package', 'version', 'wheel', 'wheel_sha256'), '') | given
+    if given.get('maker') or given.get('service'): given = dict.fromkeys(('package', 'version', 'wheel', 'wheel_sha256', 'modality'), '') | given
     _sure(isinstance(given.get('version'), str), name, f"version is {given.get('version')!r}", 'put it in quotes')
     given = {k: v if isinstance(v, (bool, dict, list)) else str(v) for k,v in given.items()}
     members = tuple(_build(Member, m, name) for m in given.get('members', ()))

@@ -134,6 +134,7 @@ def _write(self, source, item, run, fetch_all):
     change = _change(old, item, state)
     if old and change and change[0]=='changed' and old['run']==run: change = None # the same thing twice in one listing
     sha, size = (old['sha'], old['bytes']) if old and state!='withdrawn' and old['stamp']==stamp(item) else ('', 0)
+    if item.data is not None and state=='wanted': sha, size = hashlib.sha256(item.data).hexdigest(), len(item.data)
     if sha and state=='wanted': state = 'kept'
     self.db.execute('insert or replace into things values (?,?,?,?,?,?,?,?,?)',
         (source, item.id, as_line(item), stamp(item), state, sha if state=='kept' else '', size if state=='kept' else 0, problem, run))
