@@ -108,7 +108,8 @@ def merge(
     win = a if governs(a.licence, b.licence)==a.licence else b
     seen = {(p.source, p.url): p for p in [*a.provenance, *b.provenance]}
     labels = {(l.name, l.value, l.by): l for l in [*a.labels, *b.labels]}
-    return win.model_copy(update=dict(provenance=[seen[k] for k in sorted(seen)], labels=[labels[k] for k in sorted(labels)], train=ruling(win.licence).train))
+    use = ruling(win.licence).train and (a.train or b.train)
+    return win.model_copy(update=dict(provenance=[seen[k] for k in sorted(seen)], labels=[labels[k] for k in sorted(labels)], train=use))
 
 # %% ../../nbs/00_core/40_record.ipynb #ee45f900
 def arrow_schema(
