@@ -20,7 +20,12 @@ class Host:
     to:tuple[str,...] = () # Hosts it may redirect to, besides itself
     tries:int = 6 # Attempts at one request
     free_at:float = 0. # Monotonic time at which the next request may start
-    gate:object = field(default=None, repr=False) # Semaphore, made where the loop runs
+    gate:object = field(default=None, repr=False) # (loop, its semaphore)
+    def door(self)->asyncio.Semaphore:
+        "What lets in `at_once` requests of the loop that runs; each loop has its own"
+        loop = asyncio.get_running_loop()
+        if self.gate is None or self.gate[0] is not loop: self.gate = (loop, asyncio.Semaphore(self.at_once))
+        return self.gate[1]
     async def turn(self):
         "Wait for the next free moment of this host"
         now = time.monotonic()
