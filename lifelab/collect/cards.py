@@ -62,6 +62,7 @@ class Card:
     maker:str = '' # Function of stage 1 that makes the source, in place of a wheel
     service:str = '' # Service that the source is asked of, in place of a wheel: ncbi, pds, oai, xeno-canto, …
     query:dict = field(default_factory=dict) # What to ask the service
+    reference:bool = False # A canonical reference set, collected before the long tail
     permission:dict = field(default_factory=dict) # Written permission, where a service's terms ask for one: who, when, words
     body:str = '' # The prose
 
