@@ -48,7 +48,7 @@ def dated(
     return datetime.fromtimestamp(int((Path(folder)/'items.parquet').stat().st_mtime), timezone.utc)
 
 # %% ../../nbs/01_collect/70_cite.ipynb #7921b210
-_NAME = r"(?:(?:van|von|der|den|de|da|di|la|le|ten) )*[^\W\d_][\w'’-]+(?: [A-ZÀ-ÖØ-Þ][\w'’-]+)?,? [^\W\d_]\.(?:[ -]?[^\W\d_]\.)*"
+_NAME = r"\b(?!and\b)(?:(?:van|von|der|den|de|da|di|la|le|ten) )*[^\W\d_][\w'’-]+(?: [A-ZÀ-ÖØ-Þ][\w'’-]+)?,? [^\W\d_]\.(?:[ -]?[^\W\d_]\.)*"
 _PEOPLE = re.compile(rf"({_NAME}(?:(?:, | and |, and ){_NAME})*)(,? et al\.)?[ ]")
 _PARTICLES = re.compile(r'((?:van|von|der|den|de|da|di|la|le|ten) )*')
 
