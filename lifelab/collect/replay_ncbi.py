@@ -215,7 +215,7 @@ def _stored(self, req):
     "What an earlier search found; None when it is unknown or forgotten"
     with self.lock:
         one = self.kept.get(req.get('WebEnv'))
-        if one is None or one['key']!=req.get('query_key'): return None
+        if one is None or one['key']!=(req.get('query_key') or req.get('term')[1:]): return None
         one['left'] -= 1
         if one['left']<0: del self.kept[req.get('WebEnv')]; return None
         return one['uids']
@@ -239,8 +239,8 @@ def _esearch(self, req):
     db, term = req.get('db'), req.get('term')
     if db not in self.data: return _wrong('eSearchResult', f'Invalid db name specified: {db}')
     if bool(req.get('mindate'))!=bool(req.get('maxdate')): return _wrong('eSearchResult', 'mindate and maxdate must be used together')
-    if req.get('WebEnv') and not term:
-        if (uids := self.stored(req)) is None: return _wrong('eSearchResult', f"Unable to obtain query #{req.get('query_key')}")
+    if req.get('WebEnv') and term.startswith('#'):
+        if (uids := self.stored(req)) is None: return _wrong('eSearchResult', f'Unable to obtain query {term}')
         env = f"<QueryKey>1</QueryKey><WebEnv>{req.get('WebEnv')}</WebEnv>"
     elif not term: return _wrong('eSearchResult', 'Search Backend failed: An error occurred while processing request. Details: Empty Term in the request')
     else:
