@@ -34,12 +34,14 @@ def stated(
     licence:str, # As in items.parquet
 )->str: # SPDX expression or 'NOASSERTION'
     "A licence as a bill may state it"
-    from license_expression import get_spdx_licensing
+    from license_expression import ExpressionError, get_spdx_licensing
     if not licence or licence=='unknown': return 'NOASSERTION'
     own = [i for i in identifiers(licence) if i.startswith('LicenseRef-')]
     if any(not re.fullmatch(r'LicenseRef-[0-9A-Za-z.-]+', i) for i in own): return 'NOASSERTION'
     plain = re.sub(r'LicenseRef-[0-9A-Za-z.-]+', 'MIT', licence)
-    return 'NOASSERTION' if get_spdx_licensing().validate(plain).errors else licence
+    try: get_spdx_licensing().parse(plain, validate=True, strict=True)
+    except ExpressionError: return 'NOASSERTION'
+    return licence
 
 # %% ../../nbs/01_collect/76_bill.ipynb #fc1a1888
 _KINDS = {'text':'TEXT', 'image':'IMAGE', 'audio':'AUDIO', 'video':'VIDEO'}
