@@ -10,6 +10,7 @@ import hashlib, re
 from pathlib import Path
 import numpy as np
 from .archive_image import archive_image
+from .catalogue import CATALOGUES, catalogue
 from .dedup import union
 from .image import image
 from .label import label
@@ -53,6 +54,7 @@ def drafts(
         elif item['format']=='mp4': yield from video(data, item, p)
         elif item['format'] in TABLES: yield from table(data, item)
         elif item['format']=='simulation': yield from simulation(data, item, p, to_apng)
+        elif item['format'] in CATALOGUES: yield from catalogue(data, item)
         else: yield from prose(data, item)
     except Refused as e: yield drop(e.reason, e.detail, item.get('title'))
     except Exception as e: yield drop('reader failed', f'{type(e).__name__}: {e}', item.get('title'))

@@ -17,7 +17,8 @@ from ..core.record import Domain, Modality
 
 # %% ../../nbs/01_collect/10_cards.ipynb #203f6c82
 FORMATS = ('wiki-json', 'jats', 'obo', 'owl', 'oec-xml', 'proverbs', 'quotes', 'html', 'text', 'markdown', 'fasta', 'genbank', 'moclo-json',
-    'csv', 'parquet', 'sbml', 'oec-table', 'simulation', 'png', 'tiff', 'jpeg', 'img', 'wav', 'mp3', 'ogg', 'flac', 'mp4')
+    'csv', 'parquet', 'sbml', 'oec-table', 'simulation', 'png', 'tiff', 'jpeg', 'img', 'wav', 'mp3', 'ogg', 'flac', 'mp4',
+    'oai-dc', 'datacite', 'arxiv-xml')
 
 # %% ../../nbs/01_collect/10_cards.ipynb #4ed38163
 @dataclass(frozen=True)
