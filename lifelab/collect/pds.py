@@ -196,7 +196,9 @@ def query_of(
     if re.search(r'\s(eq|ne|g[te]|l[te]|like)\s', t): return _sound(dict(q=t) | more)
     if re.fullmatch(r'perseverance(:\w+){0,2}', t.lower()):
         return _sound(dict(zip(('mission', 'instrument', 'level'), t.lower().split(':'))) | more)
-    if t and Path(t).is_file(): return _sound(dict(lid=[l.split('#')[0].strip() for l in Path(t).read_text().splitlines() if l.split('#')[0].strip()]) | more)
+    if t and Path(t).is_file():
+        lines = (l.split('#')[0].strip() for l in Path(t).read_text(encoding='utf-8').splitlines())
+        return _sound(dict(lid=[l for l in lines if l]) | more)
     raise ValueError(f"{text!r} is no PDS query: write perseverance, perseverance:navcam, urn:nasa:pds:…, (property eq \"value\"), or the path of a list of LIDs")
 
 def _sound(query): checked(query); return query
