@@ -34,6 +34,7 @@ class Reply:
     cut:int|None = None # Break the connection after so many bytes of the body
     drip:float = 0. # Seconds between pieces of 1,024 bytes
     declared:int|None = None # A Content-Length that is not true
+    stream:object = None # Iterable of bytes to send in place of the body; without `declared` the connection's end is its end
 
 # %% ../../nbs/01_collect/18_replay.ipynb #76644861
 class _Handler(BaseHTTPRequestHandler):
@@ -50,16 +51,17 @@ class _Handler(BaseHTTPRequestHandler):
         r = self.server.app(req)
         self.send_response(r.status)
         for k,v in r.headers.items(): self.send_header(k, v)
-        self.send_header('Content-Length', str(len(r.body) if r.declared is None else r.declared))
+        if r.stream is None or r.declared is not None: self.send_header('Content-Length', str(len(r.body) if r.declared is None else r.declared))
         self.end_headers()
         if self.command!='HEAD': self.send(r)
     def send(self, r):
         "The body, dripping or cut where the reply says so"
+        for piece in r.stream or (): self.wfile.write(piece)
         data = r.body if r.cut is None else r.body[:r.cut]
         for a in range(0, len(data), 1024 if r.drip else max(1, len(data))):
             self.wfile.write(data[a:a+1024 if r.drip else len(data)])
             if r.drip: self.wfile.flush(); time.sleep(r.drip)
-        if r.cut is not None or r.declared is not None: self.wfile.flush(); self.close_connection = True
+        if (r.cut, r.declared, r.stream)!=(None, None, None): self.wfile.flush(); self.close_connection = True
     def do_GET(self):
         "One request; a client that went away is no error"
         try: self.answer()
