@@ -72,7 +72,7 @@ def lab_at(lab, even=False):
             packed.append((type('Row', (), dict(tokens=np.array(line), counts=np.array(counts))), group(r)))
             index.append(dict(split=split, shard=f'{split}-0000', row=i, begin=1, end=1+len(ids), record=r.id, licence=r.licence, source=r.source, group=group(r), bytes=len(ids)))
             tokens.append(dict(group=group(r), split=split, records=1, tokens=len(ids), bytes=len(ids)))
-        write_shard(lab/f'04_tokenize/shards/{split}-0000.arrow', [p[0] for p in packed], [p[1] for p in packed], 0, len(tok))
+        write_shard(lab/f'04_tokenize/shards/{split}-0000.arrow', [p[0] for p in packed], [p[1] for p in packed], len(tok))
     write_table(lab/'04_tokenize/index.parquet', index, sort=['split', 'row'])
     t = pd.DataFrame(tokens).groupby(['group', 'split'], as_index=False).sum()
     write_table(lab/'04_tokenize/tokens.parquet', t.assign(bytes_per_token=t.bytes/t.tokens), sort=['group', 'split'])

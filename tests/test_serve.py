@@ -37,7 +37,7 @@ def tokenized(folder, records):
             part = ids[at:at+window]
             index.append(dict(split='train', shard=0, row=len(rows), begin=1, end=1+len(part), record=r['id'], licence=r['licence'], source=r['source'], group='text/biology/en/toy', bytes=len(part)))
             rows.append(SimpleNamespace(tokens=np.array([0]+part+[0]*(window-len(part))), counts=np.array([False]+[True]*len(part)+[False]*(window-len(part)))))
-    write_shard(folder/'shards'/'train-0000.arrow', rows, ['text/biology/en/toy']*len(rows), 0, 288)
+    write_shard(folder/'shards'/'train-0000.arrow', rows, ['text/biology/en/toy']*len(rows), 288)
     write_table(folder/'index.parquet', index)
     write_json(folder/'stage.json', dict(output='tokenize'))
 

@@ -367,8 +367,8 @@ def finish(self,
     "Write units.parquet, run.json and, last, stage.json"
     kept = {k: self.units[k] for k in sorted(self.units) if k in self.asked}
     files = {f: h for u in kept.values() for f,h in u['files'].items()}
-    for u in self.units.values():
-        for f in set(u['files'])-set(files): (self.folder/f).unlink(missing_ok=True)
+    for u in map(json.loads, self.journal.read_bytes().splitlines() if self.journal.exists() else ()):
+        for f in set(u['files'])-set(files) if u['key'] in self.units else (): (self.folder/f).unlink(missing_ok=True)
     with whole(self.journal) as f: f.write_text(''.join(json.dumps(u, sort_keys=True, ensure_ascii=False)+'\n' for u in kept.values()), encoding='utf-8')
     rows = [dict(unit=k, made_from=u['made_from'], files=sorted(u['files']), output=fingerprint(u['files'])) for k,u in kept.items()]
     write_table(self.folder/'units.parquet', rows or [dict(unit='none', made_from='', files=[''], output='')])

@@ -303,7 +303,10 @@ def forget(
 ):
     "Drop the record of what is done, so that every unit is done again; the files stay until they are replaced"
     for s in stages:
-        for f in ('stage.json', 'units.jsonl', 'passed'): (stage_folder(lab, s)/f).unlink(missing_ok=True)
+        for f in ('stage.json', 'passed'): (stage_folder(lab, s)/f).unlink(missing_ok=True)
+        if not (journal := stage_folder(lab, s)/'units.jsonl').exists(): continue
+        units = [dict(json.loads(l), made_from='') for l in journal.read_bytes().splitlines(keepends=True) if l.endswith(b'\n')]
+        with whole(journal) as f: f.write_text(''.join(json.dumps(u, ensure_ascii=False)+'\n' for u in units), encoding='utf-8')
 
 # %% ../../nbs/00_core/70_pipeline.ipynb #91155f7f
 def log_run(

@@ -90,6 +90,7 @@ class Trace:
         folder:str|Path, # As written by `write_trace`
         encode:Callable, # text → token ids, by the tokenizer of the shards
         decode:Callable, # token ids → text
+        here:set|None=None, # Ids of the records that may be named; all when None
     ):
         folder = Path(folder)
         if not (folder/'suffixes.npy').exists(): raise ValueError(f"no trace index in {folder}: `lifelab run --only serve` builds it")
@@ -98,6 +99,13 @@ class Trace:
         load = lambda name: np.load(folder/f'{name}.npy', mmap_mode='r' if full else None)
         self.toks, self.sa, self.starts, self.common = map(load, ('tokens', 'suffixes', 'starts', 'common'))
         self.rare = lambda ids: int((~np.isin(ids, self.common)).sum())
+        self.may = np.array([here is None or r in here for r in self.records('record')], bool)
+    def records(self,
+        name:str, # Column of records.parquet
+    )->list: # A value a record, in order
+        "A column of what is known of the records"
+        import pyarrow.parquet as pq
+        return pq.read_table(self.folder/'records.parquet', columns=[name])[name].to_pylist()
 
 # %% ../../nbs/08_serve/60_trace.ipynb #cd71dbe0
 def _shared(trace, at, query):
@@ -140,8 +148,9 @@ def spans(
         if i+n<=end: continue
         end, span = i+n, ids[i:i+n]
         if n<least or trace.rare(span)<rare: continue
-        first, last = _place(trace, span), _place(trace, span, after=True)
-        out.append(Span(i, i+n, last-first, int(np.min(trace.sa[first:last]))))
+        at = np.asarray(trace.sa[_place(trace, span):_place(trace, span, after=True)])
+        at = at[trace.may[np.searchsorted(trace.starts, at, 'right')-1]]
+        if len(at): out.append(Span(i, i+n, len(at), int(at.min())))
     return sorted(out, key=lambda s: (s.begin-s.end, s.begin))
 
 # %% ../../nbs/08_serve/60_trace.ipynb #e084fc05
