@@ -218,6 +218,7 @@ def test_forced_it_learns_without_the_withdrawn_and_leaves_nothing(at):
     before = units_of(lab)
     after = run(lab, data)
     assert all(changed(before, after, s)==set(after[s]) for s in after)
+    (at/'new/03_balance').mkdir(parents=True); shutil.copy(lab/'03_balance/splits.parquet', at/'new/03_balance')
     run(at/'new', data)
     assert (lab/'04_tokenize/tokenizer.json').read_bytes()==(at/'new/04_tokenize/tokenizer.json').read_bytes()
     assert where(lab, mark(7))==[] and not (lab/'01_collect/raw'/own[:2]/own).exists()
