@@ -6,7 +6,6 @@
 __all__ = ['in_turn', 'contact_sheet', 'sounds', 'one_of_each']
 
 # %% ../../nbs/01_collect/92_glance.ipynb #5bb9ee62
-import io
 from pathlib import Path
 
 # %% ../../nbs/01_collect/92_glance.ipynb #78b7195b

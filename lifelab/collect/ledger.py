@@ -9,10 +9,11 @@ __all__ = ['Ledger', 'mark', 'listed', 'begin', 'stamp', 'offer', 'get', 'kept',
 # %% ../../nbs/01_collect/23_ledger.ipynb #4b3143ca
 import hashlib, sqlite3
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from .item import Item, Mark, as_line, from_line, verdict
+from .item import Item, Mark, as_line, from_line
+from .verdict import verdict
 from ..core.lab import method
 
 # %% ../../nbs/01_collect/23_ledger.ipynb #1f7188dc
@@ -152,7 +153,8 @@ def _gone(self, source, run):
     q = "select id, line from things where source=? and run<? and state!='withdrawn'"
     gone = self.db.execute(q, (source, run)).fetchall()
     for id_,line in gone:
-        self.db.execute("update things set state='withdrawn', sha='', bytes=0, problem='no longer listed', run=? where source=? and id=?", (run, source, id_))
+        set_ = "state='withdrawn', sha='', bytes=0, problem='no longer listed', run=?"
+        self.db.execute(f'update things set {set_} where source=? and id=?', (run, source, id_))
         self.db.execute('insert into changes values (?,?,?,?,?,?)', (source, id_, run, 'withdrawn', from_line(line).version, ''))
     return ['withdrawn']*len(gone)
 
@@ -174,7 +176,8 @@ def kept(self,
     sha:str, size:int, # SHA-256 and bytes of its content
 ):
     "Its content is in the store"
-    self.db.execute("update things set state='kept', sha=?, bytes=?, problem='' where source=? and id=? and state in ('wanted','failed')", (sha, size, source, id))
+    q = "update things set state='kept', sha=?, bytes=?, problem='' where source=? and id=? and state in ('wanted','failed')"
+    self.db.execute(q, (sha, size, source, id))
 
 @method(Ledger)
 def failed(self,
@@ -192,8 +195,8 @@ def wanted(self,
     step:int=500, # Rows read at a time
 ): # Yields items, in order of id, what failed before among them
     "Things whose content is still to be had"
-    last = ''
-    while rows := self.db.execute("select id, line from things where source=? and state in ('wanted','failed') and id>? order by id limit ?", (source, last, step)).fetchall():
+    last, q = '', "select id, line from things where source=? and state in ('wanted','failed') and id>? order by id limit ?"
+    while rows := self.db.execute(q, (source, last, step)).fetchall():
         for _,line in rows: yield from_line(line)
         last = rows[-1][0]
 
@@ -226,7 +229,8 @@ def clocked(self,
 ):
     "Add to the measured speed of a source"
     if not size: return
-    self.db.execute('insert into speeds values (?,?,?) on conflict(source) do update set bytes=bytes+excluded.bytes, seconds=seconds+excluded.seconds', (source, size, secs))
+    q = 'insert into speeds values (?,?,?) on conflict(source) do update set bytes=bytes+excluded.bytes, seconds=seconds+excluded.seconds'
+    self.db.execute(q, (source, size, secs))
 
 @method(Ledger)
 def speed(self,

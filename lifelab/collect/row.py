@@ -8,8 +8,8 @@ __all__ = ['COLUMNS', 'file_row', 'item_row', 'dropped_row']
 # %% ../../nbs/01_collect/26_row.ipynb #50159164
 import json
 from .address import safe_path
-from .cards import of
-from .item import Item, verdict
+from .item import Item
+from .verdict import verdict
 from ..core.licence import ruling
 
 # %% ../../nbs/01_collect/26_row.ipynb #d1de68b2
@@ -24,7 +24,7 @@ def file_row(
     **own, # What the file says of itself
 )->dict: # A row of items.parquet
     "The row of a file that a card names"
-    said = {k: of(card, member, k) for k in ('licence', 'attribution', 'url', 'domain', 'modality', 'language', 'title')}
+    said = {k: getattr(member, k) or getattr(card, k) for k in ('licence', 'attribution', 'url', 'domain', 'modality', 'language', 'title')}
     row = {**said, **own, 'item':item, 'source':card.name, 'path':path, 'format':member.format, 'bytes':size}
     row |= dict(region=card.region, school=card.school, simulated=card.simulated, train=ruling(row['licence']).train)
     return {k: row.get(k, '') for k in COLUMNS}
