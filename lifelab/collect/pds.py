@@ -199,7 +199,8 @@ def query_of(
     if t and Path(t).is_file():
         lines = (l.split('#')[0].strip() for l in Path(t).read_text(encoding='utf-8').splitlines())
         return _sound(dict(lid=[l for l in lines if l]) | more)
-    raise ValueError(f"{text!r} is no PDS query: write perseverance, perseverance:navcam, urn:nasa:pds:…, (property eq \"value\"), or the path of a list of LIDs")
+    raise ValueError(f"{text!r} is no PDS query: write perseverance, perseverance:navcam, urn:nasa:pds:…, (property eq \"value\"), "
+        'or the path of a list of LIDs')
 
 def _sound(query): checked(query); return query
 
