@@ -43,6 +43,7 @@ def from_vicar(
     little = said.get('REALFMT')=='RIEEE' if kind[0]=='f' else said.get('INTFMT', 'LOW')=='LOW'
     dtype = np.dtype(kind).newbyteorder('<' if little else '>')
     rows, across, cols = dict(BSQ=(bands, lines, samples), BIL=(lines, bands, samples), BIP=(lines, samples, bands))[org]
+    if min(lead, before, record, start)<0: raise Refused('malformed', 'VICAR label with a size below nothing')
     if min(lines, samples, bands)<1 or lines*samples*bands>MOST_VALUES: raise Refused('too large', f'{bands} × {lines} × {samples} values in one picture')
     width, start = lead+cols*dtype.itemsize, start+before*record
     size = rows*across*width
