@@ -16,7 +16,7 @@ from .. import __version__
 from .cite import dated, rows_of, sources_of
 from .store import Store
 from ..core.lab import file_hash, whole
-from ..core.terms import WORDS, identifiers, link_of, name_of
+from ..core.terms import OFF_LIST, WORDS, identifiers, link_of, name_of
 
 # %% ../../nbs/01_collect/76_bill.ipynb #d26cf12d
 def element(
@@ -36,6 +36,7 @@ def stated(
     "A licence as a bill may state it"
     from license_expression import ExpressionError, get_spdx_licensing
     if not licence or licence=='unknown': return 'NOASSERTION'
+    for name,ref in OFF_LIST.items(): licence = re.sub(rf'(?<![\w-]){name}(?![\w-])', ref, licence)
     own = [i for i in identifiers(licence) if i.startswith('LicenseRef-')]
     if any(not re.fullmatch(r'LicenseRef-[0-9A-Za-z.-]+', i) for i in own): return 'NOASSERTION'
     plain = re.sub(r'LicenseRef-[0-9A-Za-z.-]+', 'MIT', licence)
@@ -98,9 +99,10 @@ def _extracted(refs, evidence):
 def _hashed(where):
     "Rows with their SHA-1, in the order of the table"
     store, rows = Store(where/'raw'), rows_of(where, ('item', 'source', 'path', 'modality', 'licence', 'train', 'attribution', 'url', 'evidence', 'md5'))
+    some = lambda: list(islice(rows, 100))
     with ThreadPoolExecutor(4) as pool:
-        while some := list(islice(rows, 2000)):
-            yield from zip(some, pool.map(lambda r: sha1_of(store.path(r['item'])), some))
+        while packs := list(islice(iter(some, []), 40)):
+            for rs,sha1s in zip(packs, pool.map(lambda rs: [sha1_of(store.path(r['item'])) for r in rs], packs)): yield from zip(rs, sha1s)
 
 def _listed(f, name, things):
     "Write a JSON list of things, one a line"

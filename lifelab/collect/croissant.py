@@ -10,9 +10,8 @@ import json, re
 from collections import Counter
 from pathlib import Path
 
-from .cards import cards
-from .cite import bibtex, dated, rows_of, source_refs, sources_of
-from ..core.lab import file_hash, whole
+from .cite import bibtex, called, dated, rows_of, source_refs, sources_of
+from ..core.lab import asset, file_hash, whole
 from ..core.terms import identifiers, link_of
 
 # %% ../../nbs/01_collect/72_croissant.ipynb #1dac5a7a
@@ -39,14 +38,15 @@ def prose(
     entries:list[dict], # Sources, as in manifest.yaml
 )->dict[str,dict]: # Source → bias, limits and lead: plain text, '' where its card does not say
     "What the cards say of their sources in words"
-    known = {c.name: c.body for c in cards()}
+    known = {p.stem: p for p in asset('data_cards').glob('*.md')}
+    body_of = lambda name: known[name].read_text(encoding='utf-8').split('---\n', 2)[-1] if name in known else ''
     plain = lambda t: ' '.join(re.sub(r'[*`]|\[([^]]*)\]\([^)]*\)', lambda m: m[1] or '', t).split())
     def told(body, head):
         m = re.search(rf'\*\*{head}\.?\*\*\.?\s*(.*?)(?=\n\s*\n|\Z)', body, re.S)
         return plain(m[1]) if m else ''
     out = {}
     for e in entries:
-        body = e.get('body') or known.get(e['name'], '')
+        body = e.get('body') or body_of(e['name'])
         lead = [p for p in body.split('\n\n') if p.strip() and p.lstrip()[0] not in '#*|']
         out[e['name']] = dict(lead=plain(lead[0]) if lead else '', bias=told(body, 'Over- and under-represented'), limits=told(body, 'Limits'))
     return out
@@ -69,8 +69,8 @@ def summed(
     return out
 
 # %% ../../nbs/01_collect/72_croissant.ipynb #b3f83e50
-_OWN = ('arrayShape citeAs column containedIn equivalentProperty extract field fileProperty fileObject fileSet format includes isArray isLiveDataset jsonPath '
-    'key md5 parentField path recordSet references regex repeated replace samplingRate separator source subField transform').split()
+_OWN = ('arrayShape citeAs column containedIn equivalentProperty extract field fileProperty fileObject fileSet format includes isArray isLiveDataset '
+    'jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source subField transform').split()
 CONTEXT = {'@language':'en', '@vocab':'https://schema.org/', 'sc':'https://schema.org/', 'cr':'http://mlcommons.org/croissant/',
     'rai':'http://mlcommons.org/croissant/RAI/', 'dct':'http://purl.org/dc/terms/', 'conformsTo':'dct:conformsTo', **{k: f'cr:{k}' for k in _OWN},
     'data':{'@id':'cr:data', '@type':'@json'}, 'examples':{'@id':'cr:examples', '@type':'@json'}, 'dataType':{'@id':'cr:dataType', '@type':'@vocab'},
@@ -106,8 +106,7 @@ def _creators(entries):
         names = source_refs(e)[0].get('author') or [{'literal':e.get('attribution') or e.get('title') or e['name']}]
         for n in names:
             if n.get('literal')=='et al.': continue
-            name = n.get('literal') or ' '.join(filter(None, (n.get('given'), n.get('non-dropping-particle'), n.get('family'))))
-            out[name] = {'@type':'Organization' if n.get('literal') else 'Person', 'name':name}
+            out[called(n)] = {'@type':'Organization' if n.get('literal') else 'Person', 'name':called(n)}
     return list(out.values())
 
 # %% ../../nbs/01_collect/72_croissant.ipynb #af2f89f6

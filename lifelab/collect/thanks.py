@@ -10,8 +10,8 @@ import json
 from itertools import groupby
 from pathlib import Path
 
-from .cite import rows_of, sources_of
-from .datacard import link, md, table
+from .cite import called, rows_of, sources_of
+from .markdown import link, md, table
 from ..core.lab import whole
 from ..core.licence import ruling
 from ..core.terms import linked
@@ -19,8 +19,8 @@ from ..core.terms import linked
 # %% ../../nbs/01_collect/78_thanks.ipynb #ba1e9950
 CHANGES = {
     'text': 'cleaned of markup, cut into passages', 'dna': 'cut into segments', 'protein': 'taken apart into single sequences',
-    'image': 'scaled and cut into tiles', 'audio': 'mixed to one channel, resampled and cut into clips', 'video': 'scaled down and cut into clips of a few frames',
-    'table': 'rows turned into sentences',
+    'image': 'scaled and cut into tiles', 'audio': 'mixed to one channel, resampled and cut into clips',
+    'video': 'scaled down and cut into clips of a few frames', 'table': 'rows turned into sentences',
 }
 
 def changed(
@@ -37,8 +37,7 @@ def makers(
     "Whom to thank for one thing"
     if row.get('attribution'): return row['attribution']
     said = json.loads(row['citation']) if row.get('citation') else {}
-    names = [n.get('literal') or ' '.join(filter(None, (n.get('given'), n.get('non-dropping-particle'), n.get('family')))) for n in said.get('author') or ()]
-    return ', '.join(filter(None, names)) or entry.get('attribution') or 'makers not named by the source'
+    return ', '.join(filter(None, map(called, said.get('author') or ()))) or entry.get('attribution') or 'makers not named by the source'
 
 # %% ../../nbs/01_collect/78_thanks.ipynb #4020e323
 def lines_of(
@@ -47,11 +46,14 @@ def lines_of(
 ): # Yields Markdown lines
     "A line of thanks for each group of things"
     groups = {}
-    for r in rows: groups.setdefault((makers(r, entry), r['url'] or entry.get('url') or ''), {}).setdefault(r['title'] or r['path'].rsplit('/', 1)[-1], []).append(r)
+    for r in rows:
+        titles = groups.setdefault((makers(r, entry), r['url'] or entry.get('url') or ''), {})
+        title = r['title'] or r['path'].rsplit('/', 1)[-1]
+        titles[title] = titles.get(title, 0)+1
     for (who,url),titles in groups.items():
-        named = [f"{link(t, url)}{f' ({len(rs)} files)' if len(rs)>1 else ''}" for t,rs in titles.items()] if len(titles)==1 else [
-            f"{md(t)}{f' ({len(rs)} files)' if len(rs)>1 else ''}" for t,rs in titles.items()]
-        yield f"- {', '.join(named)}{f' ({link(url, url)})' if len(titles)>1 and url else ''}: {md(who)}"
+        one = len(titles)==1
+        named = [(link(t, url) if one else md(t))+(f' ({n} files)' if n>1 else '') for t,n in titles.items()]
+        yield f"- {', '.join(named)}{'' if one or not url else f' ({link(url, url)})'}: {md(who)}"
 
 # %% ../../nbs/01_collect/78_thanks.ipynb #7ab85cf4
 SHARE = '**Share alike:** what you make from it must stay under the same licence.'

@@ -58,8 +58,7 @@ class Profile:
     batch_rows:int # Windows in a batch, over all processes
     steps:int # Optimizer steps of pre-training
     save_every:int # Steps between checkpoints
-    tune_epochs:int # Most epochs of fine-tuning
-    lora_rank:int # Rank of the adapter
+    tune_epochs:int; lora_rank:int # Most epochs of fine-tuning, and rank of the adapter
     probe_docs:int # Held-out records measured per domain and modality
     answer_tokens:int # Most tokens of a served answer
     policy:tuple[Rule,...] = POLICY # What becomes of each class of licences
