@@ -7,6 +7,7 @@ __all__ = ['public', 'host_of', 'safe_path']
 
 # %% ../../nbs/01_collect/12_address.ipynb #23486112
 import hashlib, ipaddress, re, unicodedata
+from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
 # %% ../../nbs/01_collect/12_address.ipynb #c9f426c2
@@ -19,6 +20,7 @@ def public(
     return a.is_global and not a.is_multicast
 
 # %% ../../nbs/01_collect/12_address.ipynb #173aeb50
+@lru_cache(2048)
 def host_of(
     url:str, # Absolute address
 )->str: # Host in lower case, with the port where one is given

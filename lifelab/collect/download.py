@@ -156,7 +156,10 @@ async def _in_thread(self, part, f, *args):
     "Hash and write in a thread, while the next bytes come"
     if self.free()<0: self.over()
     part.job = self.threads.submit(f, *args)
-    await asyncio.shield(asyncio.wrap_future(part.job))
+    ends = asyncio.wrap_future(part.job)
+    ends.add_done_callback(lambda f: f.exception()) # Also when the run ends meanwhile: `save` looks at the job
+    await asyncio.wait([ends])
+    part.job.result()
 
 # %% ../../nbs/01_collect/24_download.ipynb #56ec1b1b
 @method(_Run)
@@ -205,11 +208,13 @@ async def _one(self, key, item):
     try:
         if item.data is not None: return self._here(key, item, self.store.put(item.data))
         self._afford(item.size)
-        if part.side.exists(): await self._in_thread(part, part.pick_up, item.url)
-        sha, about = await self._whole(item, part), part.about
-        self.store.accept(part.path, sha) if part.size else self.store.put(b'')
+        if part.noted: await self._in_thread(part, part.pick_up, item.url)
+        sha = await self._whole(item, part)
+        about, size = part.about, part.size
+        path = self.store.accept(part.path, sha) if size else self.store.path(self.store.put(b''))
+        part.lies = False
         part.drop()
-        return self._here(key, item, sha, about['etag'], about['modified'])
+        return Got(key, item, sha, size, path, etag=about['etag'], modified=about['modified'])
     except (ValueError, OSError, aiohttp.ClientError) as e:
         if isinstance(e, NoDisk) or getattr(e, 'errno', None) in FULL:
             self.halt('disk', f"{e.strerror}: make room, and what is under way goes on")
@@ -218,10 +223,10 @@ async def _one(self, key, item):
     finally: part.save()
 
 @method(_Run)
-def _here(self, key, item, sha, etag='', modified=''):
-    "What is in the store"
+def _here(self, key, item, sha):
+    "What is in the store already"
     path = self.store.path(sha)
-    return Got(key, item, sha, path.stat().st_size, path, etag=etag, modified=modified)
+    return Got(key, item, sha, path.stat().st_size, path)
 
 # %% ../../nbs/01_collect/24_download.ipynb #d046829f
 async def _each(wanted):

@@ -51,29 +51,33 @@ class Part:
     ):
         self.path, self.side = folder/f'{name}.part', folder/f'{name}.json'
         self.held, self.n_held, self.job = [], 0, None
+        self.noted = self.lies = self.side.exists() # Whether the note, and bytes that belong to it, are on the disk
         self.reset()
     def reset(self):
-        "Nothing is here"
-        self.noted = False # Whether the small file beside it is there
+        "Nothing has come"
         self.size, self.sha, self.md5, self.about = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False), {}
     def drop(self):
         "Throw away what is here"
         self.held, self.n_held = [], 0
-        self.side.unlink(missing_ok=True); self.path.unlink(missing_ok=True)
+        if self.noted: self.side.unlink(missing_ok=True)
+        if self.lies: self.path.unlink(missing_ok=True)
+        self.noted = self.lies = False
         self.reset()
     def save(self):
         "Write what is held in memory; also after an error, when a thread may still be writing"
-        if self.job: self.job.result()
-        with suppress(NoDisk): self.write()
+        with suppress(NoDisk):
+            if self.job: self.job.result()
+            self.write()
 
 # %% ../../nbs/01_collect/21_part.ipynb #b7cf81da
 @method(Part)
 def note(self):
     "Write what the server said of the file; a note that a power cut leaves half is no note"
     tmp = self.side.with_suffix('.tmp')
+    if not self.lies: self.path.write_bytes(b'')
     tmp.write_text(json.dumps(self.about), encoding='utf-8')
     tmp.replace(self.side)
-    self.noted = True
+    self.noted = self.lies = True
 
 @method(Part)
 def add(self,
@@ -92,7 +96,8 @@ def write(self,
     data = held[0] if len(held)==1 else b''.join(held)
     try:
         if not last and not self.noted: self.note()
-        with open(self.path, 'ab', buffering=0) as f:
+        with open(self.path, 'ab' if self.lies else 'wb', buffering=0) as f:
+            self.lies = True
             view = memoryview(data)
             while view: view = view[f.write(view):]
     except OSError as e: raise NoDisk(e.errno, f"{e.strerror or e}, in {self.path.parent}") from None
@@ -118,9 +123,10 @@ def pick_up(self,
     "Go on with what an earlier run left, where there is a tag to go on by"
     try: about = json.loads(self.side.read_text(encoding='utf-8'))
     except (OSError, ValueError): about = {}
+    self.noted = self.lies = True
     if not (about.get('match') and about.get('url')==_name(url) and self.path.exists()): return self.drop()
     self.reset()
-    self.about, self.noted = about, True
+    self.about = about
     with open(self.path, 'rb') as f:
         while b := f.read(BLOCK):
             self.sha.update(b); self.size += len(b)

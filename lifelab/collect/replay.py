@@ -61,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         for a in range(0, len(data), 1024 if r.drip else max(1, len(data))):
             self.wfile.write(data[a:a+1024 if r.drip else len(data)])
             if r.drip: self.wfile.flush(); time.sleep(r.drip)
-        if (r.cut, r.declared, r.stream)!=(None, None, None): self.wfile.flush(); self.close_connection = True
+        if r.cut is not None or (r.declared is None)!=(r.stream is None): self.wfile.flush(); self.close_connection = True
     def do_GET(self):
         "One request; a client that went away is no error"
         try: self.answer()

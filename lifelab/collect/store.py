@@ -65,11 +65,12 @@ def accept(self,
     path:str|Path, # A finished file on the same disk; it is gone afterwards
     sha:str, # SHA-256 of its content, known to be right
 )->Path: # Where it lies now
-    "Move a file of known hash into the store; the same content that is there already stays"
-    path, to = Path(path), self.path(sha)
-    if self.has(sha, path.stat().st_size): path.unlink(); return to
-    to.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(path, to)
+    "Move a file of known hash into the store, in place of the same content if that is there already"
+    to = self.path(sha)
+    try: os.replace(path, to)
+    except FileNotFoundError:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, to)
     return to
 
 # %% ../../nbs/01_collect/15_store.ipynb #5bf6763a
