@@ -191,19 +191,26 @@ class Stand:
     day:bool = False # Whether the server counts in days
     wide:int = 0 # Records on the longest page
     again:bool = False # Whether this round looks for what a shifting list has hidden
-    seen:dict = field(default_factory=dict) # Identifier → datestamp, both hashed; not written down
-    used:set = field(default_factory=set) # Tokens of this round; not written down
-    new:int = 0 # Records of this round that were not met before; not written down
-    whole:bool = True # Whether `seen` goes back to the beginning; not written down
+    seen:dict = field(default_factory=dict) # Hash of an identifier → datestamp as a number
+    used:set = field(default_factory=set) # Tokens of this round
+    new:int = 0 # Records of this round that were not met before
+    dry:int = 0 # Rounds in a row that brought nothing new
+    whole:bool = True # Whether `seen` goes back to the beginning
+
+# %% ../../nbs/01_collect/46_oai.ipynb #4990e803
+_OURS = ('seen', 'used', 'new', 'dry', 'whole') # Not written down
 
 def _written(s):
     "A place as the text of a mark"
-    return json.dumps({k: v for k,v in asdict(replace(s, seen={}, used=set())).items() if k not in ('seen', 'used', 'new', 'whole')}, ensure_ascii=False)
+    return json.dumps({k: v for k,v in asdict(replace(s, seen={}, used=set())).items() if k not in _OURS}, ensure_ascii=False)
+
+def _number(stamp): return int(re.sub(r'\D', '', stamp)[:14].ljust(14, '0'))
 
 def _read(text):
-    "The place that a mark holds"
-    s = Stand(**json.loads(text))
-    s.seen, s.new, s.whole = {hash(i): hash(s.last) for i in s.at}, 1, False
+    "The place that a mark holds; ValueError for one that cannot be read"
+    try: s = Stand(**json.loads(text))
+    except (ValueError, TypeError) as e: raise ValueError(f"the place in a listing cannot be read ({e}): list this source anew") from None
+    s.seen, s.new, s.whole = {hash(i): _number(s.last) for i in s.at}, 1, False
     return s
 
 # %% ../../nbs/01_collect/46_oai.ipynb #a53c77d8
@@ -213,8 +220,8 @@ def _fresh(s, name, stamp):
     if stamp>s.last: s.last, s.at, s.steps = stamp, [], s.steps+bool(s.last)
     if stamp==s.last and len(s.at)<500 and name not in s.at: s.at.append(name)
     before = s.seen.get(hash(name))
-    if before==hash(stamp): return False
-    s.seen[hash(name)] = hash(stamp)
+    if before is not None and _number(stamp)<=before: return False
+    s.seen[hash(name)] = _number(stamp)
     s.got += before is None
     s.new += 1
     return True
@@ -227,7 +234,8 @@ def _anew(s):
 
 def _restart(s, host):
     "A new round after a token ran out"
-    if not s.new: raise ValueError(f"the tokens of {host} run out twice at the same place, after {s.got:,} records: ask for less at a time, by `set`, or by "
+    s.dry = 0 if s.new else s.dry+1
+    if s.dry>2: raise ValueError(f"the tokens of {host} run out again and again, after {s.got:,} records: ask for less at a time, by `set`, or by "
         "`from` and `until`")
     if s.rising and s.steps>=10: s.frm = s.last[:10] if s.day else s.last
     else: _anew(s)
@@ -244,7 +252,7 @@ def _dates(q, s):
     "`from` and `until` in the server's measure"
     a, b = s.frm, q.get('until', '')
     if s.day: return dict({'from':a[:10]} if a else {}, **({'until':b[:10]} if b else {}))
-    if a and b and len(a)!=len(b): a, b = (a if 'T' in a else a+'T00:00:00Z'), (b if 'T' in b else b+'T23:59:59Z')
+    if b: a, b = (a if 'T' in a or not a else a+'T00:00:00Z'), (b if 'T' in b else b+'T23:59:59Z')
     return {k: v for k,v in (('from', a), ('until', b)) if v}
 
 def _day_before(root):
@@ -298,7 +306,8 @@ async def harvest(
     s = await _begin(ask, q, mark)
     if s.start and q.get('until') and s.start[:10]>q['until'][:10]: yield Mark(since=s.since); return
     async for x in _rounds(ask, q, s, host): yield x
-    yield Mark(since=s.since, total=s.total, full=not s.refresh and not q.get('until') and s.got>=(s.total or 0))
+    whole = s.got>=(s.total or 0) or (s.again and not s.new)
+    yield Mark(since=s.since, total=s.total, full=whole and not s.refresh and not q.get('until'))
 
 # %% ../../nbs/01_collect/46_oai.ipynb #60426283
 async def _rounds(ask, q, s, host):
@@ -341,7 +350,7 @@ async def oai(
     mark:Mark|None=None, # To go on from
 ): # Yields `Item`s, and a `Mark` after each page
     "Records of an open archive; ValueError for what cannot be asked, and for PhilArchive"
-    host = host_of(_checked(query)['base']).split(':')[0]
+    host = host_of(_checked(query)['base']).split(':')[0].rstrip('.')
     if host in CLOSED: raise ValueError(f"{host} is not asked here: its terms allow no training and it wants a written permission. See the service philarchive")
     async for x in harvest(query, ask, mark): yield x
 
