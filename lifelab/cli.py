@@ -204,11 +204,12 @@ def cmd_collect(a)->int:
     lab.mkdir(parents=True, exist_ok=True); remember(lab, given)
     before = changed.last_runs(lab)
     report, stopped = _collect(lab, how, given)
-    asked = {s for s,run in changed.last_runs(lab).items() if run!=before.get(s)}
-    if rows := [r for r in changed.changes(lab) if r['source'] in asked]: show_rows(rows, 'What is different')
+    asked = {s for s,run in changed.last_runs(lab).items() if before.get(s, run)!=run}
+    if rows := [r for r in changed.changes(lab, 3) if r['source'] in asked]: show_rows(rows, 'What is different')
     elif a.refresh: print('Nothing is different.')
     _collected(lab, forecast.sized)
     if stopped: print(f"{stopped}\nRun the same command again to go on."); return 4
+    _untold(lab)
     print(f"{lab}: {report.note['files']:,} files of {report.note['sources']:,} sources, {forecast.sized(report.note['bytes'])}")
     if a.mirror: _mirrored(lab, a.mirror)
     return 0
@@ -220,6 +221,13 @@ def _collect(lab, how, given):
     with world.using(how):
         try: return import_module('lifelab.collect.collect').collect(lab, **given), ''
         except world.Unfinished as e: return None, str(e)
+
+# %% ../nbs/90_cli.ipynb #9f477997
+def _untold(lab):
+    "Print the sources that could not be had, with the reason"
+    import pyarrow.parquet as pq
+    gone = pq.read_table(stage_folder(lab, 'collect')/'dropped.parquet', filters=[('reason', '=', 'source not fetched')]).to_pylist()
+    for d in gone: print(f"lifelab: {d['source']} could not be had, and is tried again next time: {d['detail']}", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #7ee8eae4
 def _collected(lab, sized):

@@ -237,7 +237,7 @@ def _out(stage, world, book):
 def _collect_world(stage, out, book, store):
     "Ask and fetch, then commit each source; {name: problem} for those that could not be had"
     if not out: return {}
-    bar = stage.bar('asking services', None, 'thing')
+    bar = stage.bar('asking services', None, ' things')
     problems, stopped = wait_for(gather(out, stage.folder, book.path, store, how_now(), bar.update))
     bar.close()
     if stopped: raise Unfinished(stopped)
