@@ -9,6 +9,7 @@ __all__ = ['FEED', 'KIND', 'HOSTS', 'PAGE', 'CAMERAS', 'POINTS', 'POLICY', 'SIZE
 # %% ../../nbs/01_collect/44_mars.ipynb #19892662
 import json, re
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -171,12 +172,18 @@ async def _newest(ask):
     return int(sol)
 
 # %% ../../nbs/01_collect/44_mars.ipynb #1476282a
+def _before(moment, days=3):
+    "A moment some days earlier, in the same form; '' for ''"
+    try: at = datetime.fromisoformat(moment.replace('Z', '+00:00'))
+    except ValueError: return ''
+    return (at-timedelta(days)).strftime('%Y-%m-%dT%H:%M:%SZ')
+
 def _state(mark):
     "Where to begin: anew, at a refresh, or inside a listing"
     anew = dict(at=None, last=None, top='', since='', given=0)
     try:
         old = json.loads(mark.since) if mark and mark.since else {}
-        if not (mark and mark.resume): return anew | dict(top=old.get('received', ''), since=old.get('received', ''), sol=old.get('sol'))
+        if not (mark and mark.resume): return anew | dict(top=old.get('received', ''), since=_before(old.get('received', '')), sol=old.get('sol'))
         return anew | json.loads(mark.resume)
     except (ValueError, AttributeError): raise ValueError(f"{(mark.resume or mark.since)[:80]!r} is no mark of the Mars feed: begin it anew") from None
 
