@@ -9,6 +9,7 @@ __all__ = ['HOSTS', 'EXAMPLES', 'SCHEMES', 'WORDS', 'query_of', 'shelf_item', 'd
 # %% ../../nbs/01_collect/53_bucket.ipynb #665d187f
 import asyncio, base64, fnmatch, hashlib, json, re
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote, unquote, unquote_plus, urljoin, urlsplit
 
@@ -198,14 +199,16 @@ def _stored(path, info, query):
     return i if i.version else replace(i, version=when)
 
 async def _files(query, mark):
-    "Items and marks of what fsspec reads; the listing runs in a thread"
+    "Items and marks of what fsspec reads; the listing runs in a thread, a thousand files at a time"
     fs, root = storage(query)
-    if not await asyncio.to_thread(fs.isdir, root): raise ValueError(f"{query['url']} is no folder, or nobody may look into it")
-    files, end, n = shelf(fs, root, mark.resume if mark else ''), object(), 0
-    while (x := await asyncio.to_thread(next, files, end)) is not end:
-        path, info = x
-        if _wanted(path, query): yield _stored(path, info, query)
-        if (n := n+1)%1000==0: yield Mark(path)
+    files, some = shelf(fs, root, mark.resume if mark else ''), True
+    while some:
+        try: some = await asyncio.to_thread(lambda: list(islice(files, 1000)))
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
+            raise ValueError(f"{query['url']} is no folder, or nobody may look into it: {type(e).__name__}") from None
+        for path,info in some:
+            if _wanted(path, query): yield _stored(path, info, query)
+        if len(some)==1000: yield Mark(some[-1][0])
     yield Mark(full=True)
 
 # %% ../../nbs/01_collect/53_bucket.ipynb #be105006
