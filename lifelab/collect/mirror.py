@@ -10,6 +10,8 @@ import base64, hashlib, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from .bucket import troubles
+from .secret import redact
 from ..core.lab import file_hash, whole
 
 # %% ../../nbs/01_collect/56_mirror.ipynb #83660c67
@@ -122,12 +124,13 @@ def _one(fs, root, folder, name, sizes, checked):
 def _tried(fs, root, folder, name, sizes, checked):
     "As `_one`; ValueError when the place does not take it"
     try: return _one(fs, root, folder, name, sizes, checked)
-    except OSError as e: raise ValueError(f"{root} does not take {name}: {type(e).__name__}: {e}") from None
+    except troubles() as e: raise ValueError(f"{root} does not take {name}: {redact(f'{type(e).__name__}: {e}')[:300]}") from None
 
 def _sizes(fs, path):
     "Name → bytes of the files in a folder of the mirror"
     try: return {i['name'].rstrip('/').rpartition('/')[2]: i['size'] for i in fs.ls(path, detail=True) if i['type']=='file'}
     except (FileNotFoundError, NotADirectoryError): return {}
+    except troubles() as e: raise ValueError(f"{path} cannot be looked into: {redact(f'{type(e).__name__}: {e}')[:300]}") from None
 
 # %% ../../nbs/01_collect/56_mirror.ipynb #bb1e09ab
 def mirror(
