@@ -14,6 +14,7 @@ from functools import lru_cache
 TERMS = { # SPDX identifier: (rank from the most permissive, duties: a = attribution, s = share alike)
     'CC0-1.0': (0, ''), 'CC-PDDC': (0, ''), 'PDDL-1.0': (0, ''), 'LicenseRef-PublicDomain': (0, ''), 'LicenseRef-INSDC': (0, ''), 'Unlicense': (0, ''),
     'MIT': (1, 'a'), 'MIT-0': (1, ''), 'BSD-2-Clause': (1, 'a'), 'BSD-3-Clause': (1, 'a'), 'ISC': (1, 'a'), 'Apache-2.0': (1, 'a'), 'Biopython': (1, 'a'),
+    'LicenseRef-JPL-image': (1, 'a'),
     'CC-BY-2.0': (2, 'a'), 'CC-BY-2.5': (2, 'a'), 'CC-BY-3.0': (2, 'a'), 'CC-BY-4.0': (2, 'a'), 'ODC-By-1.0': (2, 'a'), 'Artistic-2.0': (2, 'a'),
     'CC-BY-SA-3.0': (3, 'as'), 'CC-BY-SA-4.0': (3, 'as'), 'ODbL-1.0': (3, 'as'), 'GFDL-1.3-or-later': (3, 'as'),
 }
