@@ -137,7 +137,7 @@ def test_reharvested_while_it_is_read():
 
 def test_whole_mission_camera_by_camera():
     items, last = ask_pds(replay_pds(archive(3)[0]), dict(mission='perseverance'))
-    assert [i.problem for i in items]==['']*3+['not found at the source']*5 and last.full
+    assert [i.problem for i in items]==['']*3+['not found at the source']*5 and not last.full
 
 
 # -- redirects ---------------------------------------------------------------------------------
@@ -230,8 +230,8 @@ def test_list_of_names_with_one_that_is_missing(tmp_path):
 def test_bundle_tells_why_it_skips_and_most_counts_what_can_be_had():
     items, mark = ask_pds(replay_pds(archive(4)[0]), dict(lid=NAVCAM, most=3))
     assert sum(not i.problem for i in items)==3 and any('ask for want=data' in i.problem for i in items) and not mark.full and mark.total==3
-    empty, _ = ask_pds(replay_pds([p for p in archive(2)[0] if p['type']=='Product_Bundle']), dict(lid=NAVCAM))
-    assert len(empty)==1 and 'lists nothing' in empty[0].problem
+    empty, mark = ask_pds(replay_pds([p for p in archive(2)[0] if p['type']=='Product_Bundle']), dict(lid=NAVCAM))
+    assert len(empty)==1 and 'lists nothing' in empty[0].problem and not mark.full, 'an empty listing withdraws nothing'
 
 
 def test_planted_key_never_shows(monkeypatch):
@@ -334,6 +334,11 @@ def test_killed_anywhere_the_feed_goes_on_by_sols(stop):
     rest = walked(mars, dict(sols=(669, 671)), replay_mars(), FEED, mark)
     both = [x.id for x in kept+rest if isinstance(x, Item)]
     assert len(both)==len(set(both))==142
+
+
+def test_empty_feed_withdraws_nothing():
+    items, last = ask_mars(replay_mars([]), dict(sols=670))
+    assert items==[] and not last.full
 
 
 def test_feed_that_is_something_else():

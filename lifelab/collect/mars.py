@@ -221,4 +221,4 @@ async def mars(
             state['given'] += 1; state['top'] = max(state['top'], got)
             yield item_of(image, q['size'])
         if not found or 'ids' in q: yield Mark(json.dumps(state))
-    yield Mark(since=json.dumps(dict(received=state['top'], sol=state['last'])), full=not state['since'] and not q.get('latest'))
+    yield Mark(since=json.dumps(dict(received=state['top'], sol=state['last'])), full=bool(state['given']) and not state['since'] and not q.get('latest'))

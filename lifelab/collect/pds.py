@@ -282,19 +282,20 @@ async def _inside(ask, lid, more, q, state, met):
     "Yield (items, total) of a bundle, a collection or a query"
     if lid:
         top = await _asked(ask, f'/{lid}', fields='lidvid')
-        if top is None: yield [Item(lid, problem='not found at the source')], None; return
+        if top is None: state['whole'] = False; yield [Item(lid, problem='not found at the source')], None; return
         kind = 'bundle' if lid.partition('::')[0].count(':')==3 else 'collection'
         more = ' and '.join(filter(None, (f"(ops:Provenance.ops:parent_{kind}_identifier eq \"{top['id']}\")", more)))
     async for found,total in _pages(ask, more, state, met):
         if q['versions']=='latest': out = [i for p in newest(found, met) for i in items_of(p, q['want'])]
         else: out = [i for p in found for v in (await _by_name(ask, p['id'].partition('::')[0], q, state) or [p]) for i in items_of(v, q['want'], True)]
-        if lid and not state['seen'] and not state['since']: out = [Item(lid, problem=f'the registry lists nothing that meets {more}')]
+        if not state['seen'] and not state['since']:
+            state['whole'], out = False, [Item(lid, problem=f'the registry lists nothing that meets {more}')] if lid else []
         yield out, total
 
 # %% ../../nbs/01_collect/43_pds.ipynb #bdef15c3
 def _state(mark):
     "Where to begin: anew, at a refresh, or inside a listing"
-    anew = dict(at=0, after=None, seen=0, given=0, top='', since=mark.since if mark else '')
+    anew = dict(at=0, after=None, seen=0, given=0, top='', whole=True, since=mark.since if mark else '')
     if not (mark and mark.resume): return anew | dict(top=anew['since'])
     try: return anew | json.loads(mark.resume)
     except ValueError: raise ValueError(f"{mark.resume[:80]!r} is no mark of a PDS listing: begin it anew") from None
@@ -319,6 +320,6 @@ async def pds(
             yield Mark(json.dumps(state), total=total if len(every)==1 else None)
         state |= dict(at=n+1, after=None, seen=0)
         yield Mark(json.dumps(state), total=len(every) if single else None)
-    yield Mark(since=state['top'], full=not state['since'])
+    yield Mark(since=state['top'], full=state['whole'] and not state['since'])
 
 async def _once(items): yield items, None
