@@ -116,7 +116,8 @@ def source_refs(
     data = {'type':'dataset', 'title':entry.get('title') or entry['name'], 'version':str(entry.get('version') or ''), 'URL':entry.get('url') or ''}
     if not works: return [{'id':entry['name'], **{k: v for k,v in data.items() if v}, **({'note':said} if said else {})}]
     link = {'URL':data['URL']} if data['URL'] and not {'URL', 'DOI'}&set(works[0]) else {}
-    return [{'id':entry['name'], **works[0], 'note':f"cited for the data: {data['title']}", **link}, *({'id':f"{entry['name']}-{i}", **w} for i,w in enumerate(works[1:], 2))]
+    first = {'id':entry['name'], **works[0], 'note':f"cited for the data: {data['title']}", **link}
+    return [first, *({'id':f"{entry['name']}-{i}", **w} for i,w in enumerate(works[1:], 2))]
 
 # %% ../../nbs/01_collect/70_cite.ipynb #53b499fc
 def item_ref(

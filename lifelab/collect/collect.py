@@ -26,6 +26,7 @@ from .world import Unfinished, gather, how_now, pending, wanted_cards, world_par
 from ..core.lab import Stage, add_up, whole, write_json, write_table
 from ..core.licence import ruling
 from ..core.profile import nearest, profile as profile_of
+from ..core.terms import ruled
 
 # %% ../../nbs/01_collect/90_collect.ipynb #9e9f3a5f
 READS = ()
@@ -122,6 +123,7 @@ def _raw(sha): return f'raw/{sha[:2]}/{sha}'
 
 def _keep(stage, name, part, files):
     "Write a unit's part and commit it with the raw files it stands on, which bear their hash as name"
+    part = ruled(part, profile_of(stage.basis['params']['profile']).policy)
     write_json(stage.folder/'parts'/f'{name}.json', part)
     licences = add_up({r['licence']: 1} for r in part['rows'] if r['train'])
     seen = {x['path'] for x in [*part['rows'], *part['dropped']]}
