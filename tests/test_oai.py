@@ -7,12 +7,14 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import pyarrow.parquet as pq
 import pytest
 from lxml import etree
 
-from lifelab.clean.clean import drafts
+from lifelab.clean.clean import clean, drafts
 from lifelab.collect.catalogue import entry
-from lifelab.collect.item import Item, Mark, as_line, verdict
+from lifelab.collect.collect import collect
+from lifelab.collect.item import Item, Mark, as_line
 from lifelab.collect.ledger import Ledger
 from lifelab.collect.oai import HOSTS, OaiError, _call, harvest, item_of, oai, query_of
 from lifelab.collect.pace import Host
@@ -20,6 +22,8 @@ from lifelab.collect.philarchive import philarchive
 from lifelab.collect.replay import Reply, faulty, replay
 from lifelab.collect.replay_oai import GATE, SHELF, Holding, replay_oai
 from lifelab.collect.session import Refused, Session, wait_for
+from lifelab.collect.verdict import verdict
+from lifelab.collect.world import How, using
 
 BASE = 'https://example.org/oai'
 
@@ -304,6 +308,23 @@ def test_forty_archives_with_random_manners():
             items, marks = ask_all({}, at, stop=draw.choice([None, 1, 2, 3]), service=harvest)
             more, last = ask_all({}, at, mark=marks[-1], service=harvest) if marks[-1].resume else ([], marks)
         assert {i.id[-3:] for i in items+more}=={h.name for h in shelf} and last[-1].full
+
+def test_collected_cleaned_and_refreshed(tmp_path):
+    app = replay_oai(page=5)
+    with replay(app) as at:
+        how = dict(instead={BASE:f'{at}/oai'})
+        with using(How(**how)): first = collect(tmp_path, 'tiny', sources=f'oai:{BASE}')
+        assert first.counts['out']==6 and first.licences=={'CC-BY-4.0':5, 'CC0-1.0':1}, first
+        assert clean(tmp_path, 'tiny').counts['out']==8
+        [made] = tmp_path.glob('*/records/text-*.parquet')
+        said = {r['title']: r for r in pq.read_table(made).to_pylist()}
+        assert {t for t,r in said.items() if not r['train']}=={'The smell of an absent flower', 'Closed notes on soil'}
+        lichen = said['Is a lichen one organism?']
+        assert lichen['text'].startswith('Is a lichen one organism? Ada Moss and Bo Fern, 2025.') and lichen['url']=='https://example.org/rec/001'
+        assert lichen['attribution']=='Moss and Fern (2025), An archive that is not there, CC-BY-4.0' and said['Sobre la vida sin célula']['language']=='es'
+        app.shelf[0], app.now = replace(app.shelf[0], stamp='2026-12-01T00:00:00Z', deleted=True), '2026-12-20T00:00:00Z'
+        with using(How(refresh=True, **how)): second = collect(tmp_path, 'tiny', sources=f'oai:{BASE}')
+        assert second.counts['out']==5 and second.counts['dropped']['withdrawn']==1 and dict(at.seen[-1].query)['from']=='2026-11-19T12:00:00Z'
 
 def test_a_place_that_cannot_be_read_is_named():
     for text in ('{', '{"sort": 1}', '[]'):

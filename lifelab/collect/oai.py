@@ -299,7 +299,7 @@ async def harvest(
     "Records of an archive; ValueError for what cannot be asked. `oai` also keeps to the terms of archives that ask for a permission"
     q = _checked(query)
     host = host_of(q['base'])
-    if ask.where(q['base'])==q['base'] and host in HOSTS: ask.hosts.setdefault(host, replace(HOSTS[host], gate=None))
+    if ask.where(q['base'])==q['base']: ask.hosts.setdefault(host, replace(HOSTS.get(host, Host(rate=1., at_once=1)), gate=None))
     if q['ids']:
         async for x in _by_name(ask, q, mark): yield x
         return

@@ -22,7 +22,7 @@ COVERS = ('records', 'training')
 _ASK = (f"PhilArchive's terms ({TERMS_AT}) and robots.txt allow no training, and treat mass queries by programs as abuse. Write to its keepers, say who you "
     "are, what you collect, what for and how often, and ask for permission. Record the answer in the card of the source as\n"
     "permission: {who: their name and office, when: 2026-01-31, words: 'what they wrote', covers: [records]}\n"
-    "Until then, collect philosophy that is open: arxiv:physics.hist-ph, or a community of Zenodo, both through the service oai")
+    "Until then, collect philosophy that is open: `lifelab collect oai:arxiv:physics.hist-ph`, or a community of Zenodo in the same way")
 
 def permitted(
     permission:dict|None, # who gave it, when (YYYY-MM-DD), words; covers, a list of `COVERS`
