@@ -13,6 +13,7 @@ import numpy as np
 from .archive_image import archive_image
 from .catalogue import CATALOGUES, catalogue
 from .dedup import union
+from .entrez import READERS as ENTREZ, entrez
 from .image import image
 from .label import label
 from .mend import mend, unfit
@@ -50,6 +51,7 @@ def drafts(
     try:
         data = unpack(path)
         if item['format'] in SEQUENCES: yield from sequence(data, item, p.segment_bases)
+        elif item['format'] in ENTREZ: yield from entrez(data, item)
         elif item['format'] in _IMAGES: yield from image(data, item, p.tile_px)
         elif item['format']=='img': yield from archive_image(data, item, p.tile_px)
         elif item['format'] in _SOUNDS: yield from sound(data, item, p.audio_rate, p.clip_seconds)

@@ -18,7 +18,7 @@ from ..core.record import Domain, Modality
 # %% ../../nbs/01_collect/10_cards.ipynb #203f6c82
 FORMATS = ('wiki-json', 'jats', 'obo', 'owl', 'oec-xml', 'proverbs', 'quotes', 'html', 'text', 'markdown', 'fasta', 'genbank', 'moclo-json',
     'csv', 'parquet', 'sbml', 'oec-table', 'simulation', 'png', 'tiff', 'jpeg', 'img', 'wav', 'mp3', 'ogg', 'flac', 'mp4',
-    'oai-dc', 'datacite', 'arxiv-xml')
+    'oai-dc', 'datacite', 'arxiv-xml', 'pubmed-xml', 'taxonomy-xml')
 
 # %% ../../nbs/01_collect/10_cards.ipynb #4ed38163
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def parsed(
             found = super().open_dtd_file(name)
             if found is None: raise ValueError(f"NCBI sends a document type that Biopython does not hold, {name}: update biopython")
             return found
+        def handleMissingDocumentDefinition(self, tag, attrs): raise ValueError(f'an answer of NCBI was expected: found <{tag}> without a document type')
         def schemaHandler(self, name, attrs): raise ValueError('NCBI sends a schema where a document type was expected: update lifelab')
     try: return Local(False, False, True).read(io.BytesIO(body))
     except (Parser.NotXMLError, Parser.CorruptedXMLError) as e: wrong = f"{e}: {body[:200].decode('utf-8', 'replace')}"
@@ -99,4 +100,4 @@ def _plainly(refused):
     said = ' '.join(complaints(refused.answer.body))
     if 'API key invalid' in said: return ValueError("NCBI does not know the key in NCBI_API_KEY: copy it anew from your account page, or unset it")
     if refused.answer.status==429: return Refused(refused.answer, 'again and again: somebody else at this address asks NCBI, too. Set NCBI_API_KEY, or wait')
-    return Refused(refused.answer, redact(said)) if refused.answer.status!=400 else NotGiven(redact(f"NCBI answers 400: {said or refused}"))
+    return refused if refused.answer.status!=400 else NotGiven(redact(f'NCBI answers 400: {said or refused}'))

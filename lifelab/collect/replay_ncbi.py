@@ -131,9 +131,9 @@ def found(
             live = [e for e in live if _between(e.changed if m[4].lower()=='mdat' else e.made, m[1], m[3])]; continue
         word = re.sub(r'\[[^\]]*\]|[()"]', '', part).strip().lower()
         if word=='all' and '[filter]' in part.lower(): continue
-        hits = [e for e in entries if word in f'{e.uid} {e.acc} {e.title} {e.words}'.lower()]
+        hits = {e.uid for e in entries if word in f'{e.uid} {e.acc} {e.title} {e.words}'.lower()}
         if not hits: raise KeyError(word)
-        live = [e for e in live if e in set(hits)]
+        live = [e for e in live if e.uid in hits]
     kind, a, b = dates
     if a: live = [e for e in live if _between(e.changed if kind=='mdat' else e.made, a, b)]
     return sorted(live, key=lambda e: -e.uid)
