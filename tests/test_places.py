@@ -268,7 +268,7 @@ def test_a_disk(tmp_path):
 def test_a_store_whose_library_is_missing(monkeypatch):
     import fsspec
     def none(*a, **k): raise ImportError('Please install adlfs')
-    monkeypatch.setattr(fsspec, 'filesystem', none)
+    monkeypatch.setattr(fsspec.core, 'url_to_fs', none)
     with pytest.raises(ValueError, match='Please install adlfs.*lifelab.world'): asked(bucket, {'url':'az://reef/x', 'account':'sea'})
 
 
