@@ -210,6 +210,8 @@ def cmd_collect(a)->int:
     _collected(lab, forecast.sized)
     if stopped: print(f"{stopped}\nRun the same command again to go on."); return 4
     _untold(lab)
+    papers = import_module('lifelab.collect.publish').publish(stage_folder(lab, 'collect'))
+    print(f"papers: {', '.join(papers)} in {stage_folder(lab, 'collect')}")
     print(f"{lab}: {report.note['files']:,} files of {report.note['sources']:,} sources, {forecast.sized(report.note['bytes'])}")
     if a.mirror: _mirrored(lab, a.mirror)
     return 0

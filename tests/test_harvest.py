@@ -47,10 +47,13 @@ def test_four_services_make_one_collection(whole):
     lab, done = whole
     t = items(lab)
     assert set(t.source)=={'ncbi-u00096-3', 'xeno-canto-gen-turdus', 'pds-perseverance-navcam', 'oai-https-archive-example-oai'}
-    assert set(t.modality)=={'dna', 'audio', 'image', 'text'} and (t.licence!='unknown').all() and (t.attribution.str.len()>0).all()
+    used = t[t.train]
+    assert set(used.modality)=={'dna', 'audio', 'image', 'text'} and (used.licence!='unknown').all() and (used.attribution.str.len()>0).all()
     assert (t.evidence.str.len()>0).all() and t.request.map(lambda r: set(json.loads(r))>={'method', 'url'}).all(), 'each can be asked for again'
     assert all((lab/'01_collect/raw'/s[:2]/s).stat().st_size==n for s,n in zip(t.item, t.bytes))
-    assert list(dropped(lab).reason)==['licence forbids'], 'the one that forbids commercial use is told, and was not fetched'
+    d = dropped(lab)
+    assert list(d[d.source=='xeno-canto-gen-turdus'].reason)==['licence forbids'], 'the one that forbids commercial use is told, and was not fetched'
+    assert set(d.path)&set(t.path)==set(t[~t.train].path), 'metadata that came with the listing is kept, and is not for training'
     assert '4 sources' in done.stdout
 
 def test_dry_run_fetches_and_writes_nothing(lifelab, tmp_path):
