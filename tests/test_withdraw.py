@@ -163,6 +163,22 @@ def test_no_answer_names_a_withdrawn_record(at):
     build()
     assert not ids & named() and where(lab, mark(i))==[]
 
+def test_a_cluster_that_loses_its_name_redoes_no_shard_of_the_others(at):
+    "The smallest id names a cluster; when that record leaves, the others have another cluster, and the same tokens in the same split"
+    lab, data = at/'lab', at/'data'
+    for i in range(4): (data/f'twin{i}.txt').write_text(note(80)+f' Copy {i}.')
+    before = run(lab, data)
+    rows = {r['id']: r for f in (lab/'02_clean/records').glob('text-*') for r in pq.read_table(f).to_pylist() if r['title'].startswith('twin')}
+    gone, *others = sorted(rows)
+    assert {r['cluster'] for r in rows.values()}=={gone}
+    mine, theirs = holders(lab, {gone}), holders(lab, set(others))
+    split = {r['id']: r['split'] for r in pq.read_table(lab/'03_balance/splits.parquet').to_pylist()}
+    (data/f"{rows[gone]['title']}.txt").unlink()
+    after = run(lab, data)
+    now = {r['id']: r['split'] for r in pq.read_table(lab/'03_balance/splits.parquet').to_pylist()}
+    assert theirs[0] & set(after['clean'])<=changed(before, after, 'clean') and all(now[i]==split[i] for i in others) and gone not in now
+    assert {k for k in changed(before, after, 'tokenize') if k.startswith('t') and '/' not in k}-{'tables'}<=mine[1]
+
 # ---- changed, added, relicensed ----
 
 def test_a_changed_page_touches_where_it_was_and_where_it_is(at):

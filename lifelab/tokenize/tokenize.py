@@ -178,11 +178,10 @@ def _documents(records, tok, codecs, media, counts, licences):
 _SAID = ['id', 'source', 'licence', 'train', 'modality', 'title', 'text', 'sequence', 'media', 'caption']
 
 def _slices(path):
-    "What there is to encode in a record file: '<record file>/<first digits of the ids>' → records"
+    "(what there is to encode in a record file, as a table; '<record file>/<first digits of the ids>' → rows of it)"
     import pyarrow.parquet as pq
-    rows = pq.read_table(path, columns=_SAID).to_pylist()
-    most = SLICE.get(path.stem.split('-')[0], 1000)
-    return {f'{path.stem}/{k}': [rows[i] for i in at] for k,at in bucket([r['id'] for r in rows], most).items()}
+    t, most = pq.read_table(path, columns=_SAID), SLICE.get(path.stem.split('-')[0], 1000)
+    return t, {f'{path.stem}/{k}': at for k,at in bucket(t['id'].to_pylist(), most).items()}
 
 # %% ../../nbs/04_tokenize/90_tokenize.ipynb #4997bb4b
 def encode_slice(
@@ -193,7 +192,8 @@ def encode_slice(
     "Encode a slice of a record file into parts/"
     stem, k = key.rsplit('/', 1)
     tok, codecs, counts, licences = load_core(folder), load_codecs(folder), {'in': 0, 'out': 0, 'dropped': {}}, {}
-    docs = list(_documents(_slices(clean/'records'/f'{stem}.parquet')[key], tok, codecs, clean/'media', counts, licences))
+    t, rows = _slices(clean/'records'/f'{stem}.parquet')
+    docs = list(_documents(t.take(rows[key]).to_pylist(), tok, codecs, clean/'media', counts, licences))
     path = write_part(folder/'parts'/f'{stem}-{k}.arrow', docs, tok.get_vocab_size())
     return dict(files=[path], counts=counts, licences=licences)
 
@@ -205,9 +205,9 @@ def encode_all(
     clean, tok, units, size = stage.reading('clean'), stage.units['tokenizer']['files'], {}, 0
     for f in sorted((clean/'records').glob('*.parquet')):
         book = BOOK.get(f.stem.rpartition('-')[0])
-        made, told = [tok, stage.units[f'codec/{book}']['files'] if book else {}], _slices(f)
-        units |= {k: [fingerprint(rows), *made] for k,rows in told.items()}
-        if not all(stage.is_done(k, units[k]) for k in told): size += f.stat().st_size
+        made, (t, rows) = [tok, stage.units[f'codec/{book}']['files'] if book else {}], _slices(f)
+        units |= {k: [fingerprint(t.take(at).to_pylist()), *made] for k,at in rows.items()}
+        if not all(stage.is_done(k, units[k]) for k in rows): size += f.stat().st_size
     stage.spread(encode_slice, units, (clean, stage.folder), None if size>2e6 else 1, 'encode', 'slice')
     return [stage.folder/f for k in units for f in stage.units[k]['files']]
 
