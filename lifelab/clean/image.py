@@ -92,7 +92,7 @@ def to_png(
 def _drafts(px, title, side, about, told=''):
     "Drafts of the tiles of one picture; `told` is what its source says of it"
     for place,t in tiles(px, side):
-        said = f'{title}, {place}'+(f'. {told}' if told else '')
+        said = f'{title}, {place}'+(f". {told.removeprefix(title).lstrip(' .')}" if told else '')
         if t.std()<2: yield drop('blank tile', f'brightness varies by {t.std():.1f} of 255', said)
         else: yield dict(about, modality='image', title=title, caption=said, blob=to_png(t), pixels=t.shape[0]*t.shape[1])
 
