@@ -9,12 +9,13 @@ from lifelab.clean.clean import drafts
 from lifelab.collect import canto as module
 from lifelab.collect.canto import API, EXAMPLES, HOSTS, TAGS, canto, caption, query_of, recording, tagged
 from lifelab.collect.download import Got, download
-from lifelab.collect.item import Mark, as_line, verdict
+from lifelab.collect.item import Mark, as_line
 from lifelab.collect.pace import Host
 from lifelab.collect.replay import Reply, faulty, replay
 from lifelab.collect.replay_canto import chirps, record, replay_canto
 from lifelab.collect.session import Session
 from lifelab.collect.store import Store
+from lifelab.collect.verdict import verdict
 from lifelab.core.profile import profile
 
 KEY = 'planted-k3y-0a1b2c'

@@ -10,13 +10,14 @@ from lifelab.collect import bucket as shelves, hub as hubs, links as lists
 from lifelab.collect.bucket import bucket, fetch_file
 from lifelab.collect.download import Got, download
 from lifelab.collect.hub import HUB, STORES, hub
-from lifelab.collect.item import Mark, as_line, from_line, verdict
+from lifelab.collect.item import Mark, as_line, from_line
 from lifelab.collect.links import links
 from lifelab.collect.pace import Host
 from lifelab.collect.replay import Reply, faulty, ranged, replay
 from lifelab.collect.replay_canto import chirps
 from lifelab.collect.session import Session
 from lifelab.collect.store import Store
+from lifelab.collect.verdict import verdict
 from lifelab.core.profile import profile
 
 REEF = 'https://reef.s3.amazonaws.com'
@@ -263,6 +264,16 @@ def test_a_disk(tmp_path):
     (tmp_path/'disk'/items[0].path).write_text('longer than it was listed')
     with pytest.raises(ValueError, match='list it again'): asyncio.run(fetch_file(items[0], part))
     with pytest.raises(ValueError, match='no folder'): asked(bucket, {'url':f'file://{tmp_path}/nowhere'})
+
+
+def test_content_in_memory(tmp_path, monkeypatch):
+    (tmp_path/'disk').mkdir()
+    for n in ('1.txt', '22.txt', '3.txt'): (tmp_path/'disk'/n).write_text(n)
+    items, _ = asked(bucket, {'url':f'file://{tmp_path}/disk'})
+    (tmp_path/'disk/3.txt').unlink(); monkeypatch.setattr(shelves, 'IN_MEMORY', 5)
+    async def go(): return [i async for i in shelves.fetch(items)]
+    one, two, three = asyncio.run(go())
+    assert (one.data, one.problem, two.data, three.data)==(b'1.txt', '', None, None) and '6 bytes are more' in two.problem and 'FileNotFound' in three.problem
 
 
 def test_a_store_whose_library_is_missing(monkeypatch):
