@@ -204,8 +204,8 @@ class _Gathering:
     def over(self):
         "Whether the budget has ended"
         b = self.how.budget
-        why = b.closed(datetime.now()) or (b.max_bytes and self.sizes.total()>=b.max_bytes and f'{self.sizes.total():,} bytes were fetched, which is all this run may')
-        self.stop = self.stop or why or ''
+        much = b.max_bytes is not None and self.sizes.total()>=b.max_bytes
+        self.stop = self.stop or b.closed(datetime.now()) or (f'{self.sizes.total():,} bytes were fetched, which is all this run may' if much else '')
         return bool(self.stop)
 
 # %% ../../nbs/01_collect/80_world.ipynb #6bf7d70f
@@ -260,7 +260,9 @@ async def gather(
             g = _Gathering(ask, book, store, how, told)
             listings = {c.name: asyncio.create_task(g.listing(c)) for c in todo}
             others = [asyncio.create_task(g.parcels(c, listings[c.name])) for c in todo]
-            try: await g.files(listings, Path(folder)/'.part'); await asyncio.gather(*([] if g.stop else others))
+            try:
+                await g.files(listings, Path(folder)/'.part')
+                if not g.stop: await asyncio.gather(*others)
             finally:
                 for t in (left := [*listings.values(), *others]): t.cancel()
                 await asyncio.gather(*left, return_exceptions=True)

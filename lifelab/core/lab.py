@@ -303,15 +303,15 @@ def is_done(self,
 @method(Stage)
 def commit(self,
     key:str, # A unit that `is_done` or `todo` named before
-    files:list|dict=(), # Files it wrote, as paths or as names in the stage's folder; a dict gives the SHA-256 that is known of a file, '' for none
+    files:list|dict=(), # Files it wrote, as paths or as names in the stage's folder; a dict gives the SHA-256 that is known of one, '' for none
     counts:dict|None=None, # {'in':…, 'out':…, 'dropped':{reason: n}} in records
     licences:dict|None=None, # {SPDX: records}
     note=None, # Anything small and deterministic to keep
 ):
     "Mark a unit as done; from here a kill does not lose it"
     name = lambda f: str(Path(f).relative_to(self.folder)) if Path(f).is_absolute() or str(f).startswith(str(self.folder)) else str(f)
-    known = {name(f): h for f,h in (files.items() if isinstance(files, dict) else ((f, '') for f in files))}
-    row = dict(key=key, made_from=self.wanted[key], files={n: known[n] or file_hash(self.folder/n) for n in sorted(known)}, counts=counts or {}, licences=licences or {}, note=note)
+    known = {name(f): h or file_hash(self.folder/name(f)) for f,h in (files if isinstance(files, dict) else dict.fromkeys(files)).items()}
+    row = dict(key=key, made_from=self.wanted[key], files=dict(sorted(known.items())), counts=counts or {}, licences=licences or {}, note=note)
     with open(self.journal, 'a', encoding='utf-8') as f: f.write(json.dumps(row, sort_keys=True, ensure_ascii=False)+'\n'); f.flush(); os.fsync(f.fileno())
     self.units[key] = row
 
@@ -388,8 +388,7 @@ def measured(self,
         host=os.uname().nodename, python=sys.version.split()[0], cores=os.cpu_count())
 
 # %% ../../nbs/00_core/20_lab.ipynb #309944eb
-@method(Stage)
-def __enter__(self): return self
+Stage.__enter__ = lambda self: self
 
 @method(Stage)
 def __exit__(self, *err): self.lock.close()
