@@ -61,7 +61,7 @@ def lab(tmp_path_factory):
     "A lab with hostile rows and all its papers; (stage folder, rows)"
     where = tmp_path_factory.mktemp('lab')/'01_collect'
     rows = made(where)
-    for write in (cite, attribution, bill, datacard, croissant): write(where)
+    for write in (cite, attribution, bill, croissant, datacard): write(where)
     return where, rows
 
 # -- references ------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_the_papers_are_the_same_when_written_again(lab):
     where, _ = lab
     names = ('citations.json', 'citations.bib', 'ATTRIBUTION.md', 'bill.spdx.json', 'DATASET.md', 'croissant.json')
     before = {n: (where/n).read_bytes() for n in names}
-    for write in (cite, attribution, bill, datacard, croissant): write(where)
+    for write in (cite, attribution, bill, croissant, datacard): write(where)
     assert {n: (where/n).read_bytes() for n in names}==before and not list(where.glob('.*.tmp'))
 
 # -- pages for people ---------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_nothing_in_a_title_becomes_markup(lab, name):
     tree = lx.fromstring(page)
     assert not tree.xpath('//script|//img|//b|//i|//em|//blockquote|//comment()') and '\x00' not in page and '\u202e' not in page
     links = [a.get('href') for a in tree.xpath('//a[@href]')]
-    assert links and all(l.startswith('https://') or l in ('ATTRIBUTION.md', 'citations.bib', 'citations.json', 'croissant.json', 'bill.spdx.json') for l in links)
+    assert links and all(l.startswith('https://') or l in ('manifest.yaml', 'ATTRIBUTION.md', 'citations.bib', 'citations.json', 'croissant.json', 'bill.spdx.json') for l in links)
     assert all(len(row.xpath('td'))==len(row.xpath('ancestor::table//th')) for row in tree.xpath('//tbody/tr'))
 
 def test_nobody_is_missing_from_the_thanks(lab):
@@ -258,6 +258,18 @@ def test_licences_follow_the_profile_of_the_lab(lab, tmp_path):
     assert 'open' in licences(tmp_path).why[0]
     (where/'stage.json').write_text(json.dumps(dict(basis=dict(params=dict(profile='tinny')))))
     with pytest.raises(ValueError, match="did you mean 'tiny'"): licences(tmp_path)
+
+def test_a_stricter_profile_holds_back_what_it_drops(tmp_path, monkeypatch):
+    from lifelab.collect.collect import collect
+    from lifelab.core.profile import PROFILES, with_rule
+    mine, lab = tmp_path/'mine', tmp_path/'lab'
+    mine.mkdir(), (mine/'cell.txt').write_text('The cell is the smallest unit that lives.')
+    assert collect(lab, 'tiny', mine, 'CC-BY-SA-4.0').counts['out']==1
+    monkeypatch.setitem(PROFILES, 'tiny', with_rule(PROFILES['tiny'], 'share alike', False, 'the model goes out under a permissive licence'))
+    with pytest.raises(ValueError, match='licence forbids: CC-BY-SA-4.0: share alike'): collect(tmp_path/'strict', 'tiny', mine, 'CC-BY-SA-4.0')
+    assert licences(tmp_path/'strict').used.tolist()==['no']
+    assert [r['detail'].endswith('under a permissive licence') for r in rows_of(tmp_path/'strict'/'01_collect', (), 'dropped.parquet')]==[True]
+    assert collect(tmp_path/'by', 'tiny', mine, 'CC-BY-4.0').counts['out']==1
 
 def test_every_licence_of_the_policy_is_valid_spdx():
     from lifelab.collect.bill import stated

@@ -63,6 +63,20 @@ def _people(text):
         names.append({'family':family[len(before):], 'given':given.strip()} | ({'non-dropping-particle':before.strip()} if before else {}))
     return names + ([{'literal':'et al.'}] if m[2] else []), text[m.end():]
 
+# %% ../../nbs/01_collect/70_cite.ipynb #5d599f3d
+_SHORT = r"(?:(?:van|von|der|den|de|da|di|la|le|ten) )*[A-ZÀ-ÖØ-Þ][\w'’-]+(?: [A-ZÀ-ÖØ-Þ][a-zß-ÿ'’-]+)? [A-ZÀ-ÖØ-Þ]{1,3}"
+_SHORTS = re.compile(rf'({_SHORT}(?:, {_SHORT})*)(,? et al)?\. ')
+
+def _authors(text):
+    "(CSL names, what follows them), in either style"
+    names, rest = _people(text)
+    if names or not (m := _SHORTS.match(text)): return names, rest
+    for n in m[1].split(', '):
+        family, given = n.rsplit(' ', 1)
+        before = _PARTICLES.match(family)[0]
+        names.append({'family':family[len(before):], 'given':' '.join(f'{c}.' for c in given)} | ({'non-dropping-particle':before.strip()} if before else {}))
+    return names + ([{'literal':'et al.'}] if m[2] else []), text[m.end():]
+
 # %% ../../nbs/01_collect/70_cite.ipynb #2d90e559
 _STOP = re.compile(r'(?<!\b\w)[.?!](?= |$)')
 
@@ -79,14 +93,15 @@ def csl_of(
     "CSL-JSON of one citation in words; the words themselves are kept beside it"
     doi = re.search(r'\b(?:doi:\s*|https?://(?:dx\.)?doi\.org/)(10\.\d{4,9}/[^\s;,]+[^\s;,.)])', text, re.I)
     url = re.search(r'https?://[^\s;,)]+[^\s;,).]', text)
-    year = re.search(r'\(((?:1[89]|20)\d\d)\)', text)
+    year = re.search(r'\(((?:1[89]|20)\d\d)\)', text) or re.search(r' ((?:1[89]|20)\d\d);\d+[(:]', text)
     body = re.split(r'\s*(?:\bdoi:|https?://|\(\d{4}\))', text)[0].strip()
-    names, rest = _people(body)
+    names, rest = _authors(body)
     if not names: names, rest = _group(body)
     stop = _STOP.search(rest)
     title, place = (rest[:stop.start()], rest[stop.end():].strip(' .')) if stop else (rest, '')
     if not names or not title: return {'type':'document', 'note':text}
     where = re.fullmatch(r'(?P<journal>[^\d]+?),? (?P<volume>\d+)(?:\((?P<issue>\d+)\))?(?:, (?P<page>[\w.-]+))?', place)
+    where = where or re.fullmatch(r'(?P<journal>[^\d]+?) \d{4};(?P<volume>\d+)(?:\((?P<issue>\d+)\))?:(?P<page>[\w.-]+)', place)
     met = re.fullmatch(r'[^\d]+ ((?:19|20)\d\d)', place)
     journal = '' if met else where['journal'] if where else place if doi and not re.search(r'\d', place) else ''
     arxiv = re.match(r'arXiv:(\d{4}\.\d{4,5})', place)

@@ -80,7 +80,7 @@ used = items[items.train]
 path = lambda sha: f'raw/{sha[:2]}/{sha}'
 ```'''
 
-_PAPERS = {'ATTRIBUTION.md':'whom to thank, as the licences ask', 'citations.bib':'references for LaTeX', 'citations.json':'references for other programs',
+_PAPERS = {'manifest.yaml':'the sources, one by one, with the evidence for each licence', 'ATTRIBUTION.md':'whom to thank, as the licences ask', 'citations.bib':'references for LaTeX', 'citations.json':'references for other programs',
     'croissant.json':'the collection described for programs', 'bill.spdx.json':'every file with its licence and hashes'}
 
 # %% ../../nbs/01_collect/74_datacard.ipynb #0910d00f
@@ -101,7 +101,7 @@ def page(
     parts = [f'# {md(name)}', lead, '## What is in it', _counts(n), '## Sources', _sources(entries) or 'None is used.', '## What was left out',
         _left_out(where) or 'Nothing.', '## What it over-represents, and its limits', _words(entries), '## Which licences are used',
         table('class|used|why', [(md(r.kind), r.used, md(r.why)) for r in rules.itertuples()]), '## How to read and check it', _USE,
-        '## Beside this page', '\n'.join(f'- [{f}]({f}): {w}' for f,w in _PAPERS.items())]
+        '## Beside this page', '\n'.join(f'- [{f}]({f}): {w}' for f,w in _PAPERS.items() if (where/f).exists())]
     return f"---\n{yaml.safe_dump(head(n, name), sort_keys=False, allow_unicode=True)}---\n\n"+'\n\n'.join(parts)+'\n'
 
 # %% ../../nbs/01_collect/74_datacard.ipynb #8de8a1ef

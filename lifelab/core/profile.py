@@ -22,7 +22,7 @@ class Rule:
 # %% ../../nbs/00_core/10_profile.ipynb #938e9367
 POLICY = (
     Rule('public domain', True, 'nothing is asked for'),
-    Rule('permissive', True, 'the notice of the software licence goes with it'),
+    Rule('permissive', True, 'its notice or line of credit goes with it'),
     Rule('attribution', True, 'the makers are named'),
     Rule('share alike', True, 'the makers are named, and what is adapted stays under the same licence'),
     Rule('non-commercial', False, 'it forbids commercial use, and nobody can say what a model will be used for'),
