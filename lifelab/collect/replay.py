@@ -38,8 +38,7 @@ class Reply:
 
 # %% ../../nbs/01_collect/18_replay.ipynb #76644861
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
-    disable_nagle_algorithm = True # Head and body go out at once, not 40 ms apart
+    protocol_version, disable_nagle_algorithm = 'HTTP/1.1', True # Head and body go out at once, not 40 ms apart
     def log_message(self, *a):
         "Nothing is printed"
     def answer(self):
