@@ -472,7 +472,7 @@ def test_kill_at_twenty_moments(tmp_path):
 # -- many, and large -------------------------------------------------------------------------------
 
 LARGE = '''
-import asyncio, resource, sys
+import asyncio, sys
 from pathlib import Path
 from lifelab.collect.budget import Budget
 from lifelab.collect.download import download
@@ -484,7 +484,7 @@ async def run(at, folder):
         wanted = ((f'i{k}', Item(f'i{k}', f'https://files.example.org/f{k}')) for k in range(8))
         async for g in download(wanted, ask, folder/'parts', Store(folder/'raw'), Budget(min_free=0)): print(g.sha256, g.size, g.problem)
 asyncio.run(run(sys.argv[1], Path(sys.argv[2])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
+print(next(int(l.split()[1])//1024 for l in open('/proc/self/status') if l.startswith('VmHWM')))
 '''
 
 def test_memory_with_large_files(tmp_path):

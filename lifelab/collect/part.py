@@ -93,16 +93,16 @@ def write(self,
     "Write and hash what is held; NoDisk when the disk does not take it"
     held, self.held, self.n_held = self.held, [], 0
     if not held: return
-    data = held[0] if len(held)==1 else b''.join(held)
+    if len(held)>64: held = [b''.join(held)]
     try:
         if not last and not self.noted: self.note()
         with open(self.path, 'ab' if self.lies else 'wb', buffering=0) as f:
             self.lies = True
-            view = memoryview(data)
-            while view: view = view[f.write(view):]
+            for view in map(memoryview, held):
+                self.sha.update(view)
+                if self.about.get('md5'): self.md5.update(view)
+                while view: view = view[f.write(view):]
     except OSError as e: raise NoDisk(e.errno, f"{e.strerror or e}, in {self.path.parent}") from None
-    self.sha.update(data)
-    if self.about.get('md5'): self.md5.update(data)
 
 # %% ../../nbs/01_collect/21_part.ipynb #cd2b1dcc
 def _name(url): return hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
