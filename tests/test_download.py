@@ -80,6 +80,14 @@ def test_storm_without_end_is_told(tmp_path):
     with replay(lambda req: Reply(503, {'Retry-After':'0'}) if req.path=='/f1' else many(req)) as at: got = {g.key: g for g in fetch(at, items_of(3), tmp_path)}
     assert got['i1'].problem=='files.example.org answered 503 (6 attempts)' and sound(got['i0'], tmp_path, body('/f0')) and sound(got['i2'], tmp_path, body('/f2'))
 
+def test_a_silent_host_is_left_alone(tmp_path):
+    hosts = {'files.example.org':Host(rate=5000, at_once=4, tries=2)}
+    with replay(lambda req: Reply(503, {'Retry-After':'0'})) as at: got = fetch(at, items_of(500), tmp_path, hosts=hosts, most=40)
+    left = [g for g in got if 'left for the next run' in g.problem]
+    assert len(got)==500 and len(left)>=500-32-40 and len(at.seen)<=2*(32+40), 'a hundred thousand items are not asked for one by one'
+    with replay(lambda req: Reply(404)) as at: got = fetch(at, items_of(60), tmp_path)
+    assert len(at.seen)==60, 'a host that refuses is not silent'
+
 def test_retry_after_rests_the_whole_host(tmp_path, monkeypatch):
     rests = []
     monkeypatch.setattr(Host, 'pause', lambda self, secs: rests.append(secs))

@@ -86,6 +86,7 @@ def add(self,
     "Hold bytes until they are written"
     self.held.append(data); self.n_held += len(data); self.size += len(data)
 
+# %% ../../nbs/01_collect/21_part.ipynb #4b90aac7
 @method(Part)
 def write(self,
     last:bool=False, # Nothing comes after it

@@ -72,7 +72,7 @@ class Session:
     def __init__(self,
         instead:dict|None=None, # Beginning of an address → what to ask in its place
         hosts:dict|None=None, # Host → Host; others get `Host()`
-        timeout:float=60., # Seconds without a byte
+        timeout:float=60., # Seconds without a byte; an answer that drips may take fifteen times as long
     ):
         self.instead, self.hosts, self.timeout, self.asked = dict(sorted((instead or {}).items(), key=lambda x: -len(x[0]))), dict(hosts or {}), timeout, 0
         self.agent = f"lifelab/{__version__} (+https://github.com/lifelab/lifelab" + (f"; {m})" if (m := secret('LIFELAB_EMAIL')) else ')')
@@ -100,7 +100,7 @@ class Session:
 async def _enter(self):
     import aiohttp
     inner = aiohttp.ThreadedResolver()
-    patience = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=self.timeout)
+    patience = aiohttp.ClientTimeout(total=15*self.timeout, sock_connect=20, sock_read=self.timeout)
     make = lambda r: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64, resolver=r), timeout=patience,
         auto_decompress=False, headers={'User-Agent':self.agent, 'Accept-Encoding':'gzip, deflate'}, cookie_jar=aiohttp.DummyCookieJar())
     self.web, self.near = make(_resolver(inner)), make(inner)
@@ -174,6 +174,7 @@ async def _once(self, url, method, form, headers, most):
     "One answer, redirects followed"
     async with self.open(url, method, form, headers) as (r, at):
         head = {k.lower(): v for k,v in r.headers.items()}
+        if int(head.get('content-length') or 0)>most: raise Refused(Answer(r.status, head, b'', at), f"with {head['content-length']} bytes, more than {most:,}")
         parts, n, inflate = [], 0, Inflate(head.get('content-encoding', ''))
         async for b in r.content.iter_any():
             for p in inflate.add(b):
