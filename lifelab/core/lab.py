@@ -260,7 +260,7 @@ class Stage:
         self.lab, self.name, self.folder, self.began = Path(lab), name, stage_folder(lab, name), time.time()
         self.lock, self.journal, self.reads = lock(self.folder), self.folder/'units.jsonl', tuple(reads)
         self.basis = basis(name, lab, params or {}, reads, libraries)
-        self.made_from, self.units, self.asked = fingerprint(self.basis), self._load(), set()
+        self.made_from, self.units, self.asked, self.wanted = fingerprint(self.basis), self._load(), set(), {}
         past = self.folder/'stage.json'
         old = json.loads(past.read_text(encoding='utf-8')) if past.exists() else {}
         self.done = old.get('made_from')==self.made_from and all((self.folder/f).exists() for f in old.get('files', ()))
@@ -294,8 +294,7 @@ def is_done(self,
 )->bool:
     "Whether a unit was done from the same things and its files are there; remembers what the unit is made from for `commit`"
     about = self.basis if of_stage else {**self.basis, 'inputs':{}}
-    self.asked.add(key)
-    self.wanted = {**getattr(self, 'wanted', {}), key: fingerprint(about, made_from)}
+    self.asked.add(key); self.wanted[key] = fingerprint(about, made_from)
     old = self.units.get(key)
     return bool(old) and old['made_from']==self.wanted[key] and all((self.folder/f).exists() for f in old['files'])
 
