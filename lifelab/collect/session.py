@@ -6,7 +6,7 @@
 __all__ = ['PASSING', 'Answer', 'Refused', 'Inward', 'Session', 'Inflate', 'wait_for', 'listed']
 
 # %% ../../nbs/01_collect/22_session.ipynb #729e2572
-import asyncio, json, socket, threading, zlib
+import asyncio, json, re, socket, threading, zlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -90,9 +90,9 @@ class Session:
         "The stand-in of an address, or the address itself; ValueError for an address that is not public"
         for a,b in self.instead.items():
             if url==a or url.startswith(a if a.endswith('/') else a+'/') or url.startswith(a+'?'): return b+url[len(a):]
-        name = urlsplit(url).hostname or ''
+        name = (urlsplit(url).hostname or '').rstrip('.')
         try: inward = not public(name)
-        except ValueError: inward = name=='localhost' or name.endswith('.localhost')
+        except ValueError: inward = re.search(r'(^|\.)(localhost|\d+|0x[0-9a-f]*)$', name) # Also 127.1 and 0x7f000001, which some resolvers take
         if inward: raise Inward(f"{name} is not on the public internet: not asked")
         return url
 
