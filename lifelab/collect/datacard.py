@@ -80,7 +80,8 @@ used = items[items.train]
 path = lambda sha: f'raw/{sha[:2]}/{sha}'
 ```'''
 
-_PAPERS = {'manifest.yaml':'the sources, one by one, with the evidence for each licence', 'ATTRIBUTION.md':'whom to thank, as the licences ask', 'citations.bib':'references for LaTeX', 'citations.json':'references for other programs',
+_PAPERS = {'manifest.yaml':'the sources, one by one, with the evidence for each licence',
+    'ATTRIBUTION.md':'whom to thank, as the licences ask', 'citations.bib':'references for LaTeX', 'citations.json':'references for other programs',
     'croissant.json':'the collection described for programs', 'bill.spdx.json':'every file with its licence and hashes'}
 
 # %% ../../nbs/01_collect/74_datacard.ipynb #0910d00f
