@@ -16,6 +16,7 @@ from .core.lab import asset, stage_folder, stage_folders
 from .core.licence import ruling
 from .core.pipeline import StageFailed, remember, run, stage_params, status
 from .core.profile import PROFILES, nearest, plan
+from .core.redone import redone, units_of
 
 # %% ../nbs/90_cli.ipynb #97d8ae1c
 def lab_of(
@@ -107,13 +108,21 @@ def pages_of(
 def cmd_run(a)->int:
     "Run the stages, then the table, the report and the next steps"
     lab, given = lab_of(a), given_of(a)
+    before = units_of(lab)
     rows = run(lab, given, a.first, a.last, a.only, a.force)
     ran = [r for r in rows if r.pop('ran')]
     page = lab/'report.html'
     if ran or not page.exists(): page = pages_of(lab)
     show_rows(rows, f'\n{lab}: {sum(r["seconds"] for r in rows):,.0f} s')
+    if ran and before: _anew(redone(before, units_of(lab)))
     print(next_steps(lab, page))
     return 0
+
+# %% ../nbs/90_cli.ipynb #d750febf
+def _anew(rows):
+    "Print how many of the units that were there before had to be made again"
+    some = [{'stage':r['stage'], 'units':r['units'], 'made anew':r['redone'], 'gone':r['gone'], 'files':r['files'], 'of them changed':r['changed']} for r in rows]
+    if any(r['made anew'] or r['gone'] for r in some): show_rows(some, '\nDone anew')
 
 # %% ../nbs/90_cli.ipynb #5c874cd4
 def cmd_status(a)->int:

@@ -8,6 +8,7 @@ __all__ = ['READS', 'LIBRARIES', 'ENTRY', 'MAKERS', 'source_rows', 'entry', 'fet
 # %% ../../nbs/01_collect/90_collect.ipynb #6af70e40
 import json, shutil, warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
@@ -225,7 +226,9 @@ def _dates(where, when):
 def _asked(profile, own, mixed, sources):
     "(cards of packages and makers, cards of services) that a run is to have"
     asked = [*([] if own and not mixed else cards(profile_of(profile).sources)), *wanted_cards(sources)]
-    every = list({c.name: c for c in asked}.values())
+    given = dict(profile_of(profile).permissions)
+    asked = [replace(c, permission=given[c.service]) if c.service in given and not c.permission else c for c in asked]
+    every = sorted({c.name: c for c in asked}.values(), key=lambda c: not c.reference)
     return [c for c in every if not c.service], [c for c in every if c.service]
 
 # %% ../../nbs/01_collect/90_collect.ipynb #0c4188f9

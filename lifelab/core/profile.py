@@ -59,9 +59,9 @@ class Profile:
     steps:int # Optimizer steps of pre-training
     save_every:int # Steps between checkpoints
     tune_epochs:int; lora_rank:int # Most epochs of fine-tuning, and rank of the adapter
-    probe_docs:int # Held-out records measured per domain and modality
-    answer_tokens:int # Most tokens of a served answer
+    probe_docs:int; answer_tokens:int # Held-out records measured per domain and modality; most tokens of a served answer
     policy:tuple[Rule,...] = POLICY # What becomes of each class of licences
+    permissions:tuple = () # Written permissions of services whose terms ask for one: (service, {'who':…, 'when':…, 'words':…})
 
 # %% ../../nbs/00_core/10_profile.ipynb #e6be4594
 _TINY = ('ovos-wiki-en', 'ovos-wiki-fr', 'ovos-wiki-es', 'african-proverbs', 'confucius-quotes', 'ecoli-k12', 'pyrodigal-proteins',
