@@ -18,6 +18,7 @@ from lifelab.collect.replay import Reply, Request, faulty, replay
 from lifelab.collect.replay_mars import days, replay_mars, shot
 from lifelab.collect.replay_pds import NAVCAM, archive, horizon, labelled, replay_files, replay_pds, vicar
 from lifelab.collect.session import Session, listed, wait_for
+from lifelab.collect.world import card_of
 from lifelab.core.profile import profile
 
 REGISTRY, PORTAL, FILES, FEED = 'https://pds.mcp.nasa.gov', 'https://pds.nasa.gov', 'https://pds-imaging.jpl.nasa.gov', 'https://mars.nasa.gov'
@@ -210,6 +211,20 @@ def test_only_documented_parameters_and_an_explicit_form():
     (dict(lid='urn:nasa:pds:a b'), 'is no LID'), (dict(lib='x'), "did you mean 'lid'"), (dict(lid=NAVCAM, want='browser'), "did you mean 'browse'"), (dict(), 'one of them')])
 def test_queries_that_cannot_be_asked(query, says):
     with pytest.raises(ValueError, match=says): ask_pds(replay_pds(), query)
+
+
+def test_form_that_is_not_known_is_told():
+    app = replay_pds()
+    def picky(req):
+        req.headers['accept'] = 'image/png'
+        return app(req)
+    with pytest.raises(ValueError, match=r'answers 406.*Supported formats.*its reference: 0000'): ask_pds(picky, dict(q='(lid eq "a")'))
+
+
+@pytest.mark.parametrize('service', ['pds', 'mars'])
+def test_examples_make_cards(service):
+    made = [card_of(f'{service}:{text}') for text, _ in dict(pds=pds_of, mars=mars_of)[service].EXAMPLES]
+    assert len({c.name for c in made})==len(made) and all(c.service==service and c.domain=='astrobiology' and c.query for c in made)
 
 
 def test_html_that_stays_is_told():

@@ -93,6 +93,11 @@ def caption(
 POLICY = 'https://www.jpl.nasa.gov/jpl-image-use-policy/'
 SIZES = {'full_res':1_200_000, 'large':250_000, 'medium':120_000, 'small':25_000} # Name in the feed → bytes, roughly
 
+def _why_not(image, url):
+    "Why a picture cannot be had, or ''"
+    if str(image.get('sample_type') or '').lower().startswith('thumb'): return 'a thumbnail: the picture itself has an id of its own'
+    return '' if url else 'the feed names no file for it'
+
 def item_of(
     image:dict, # One of the feed's `images`
     size:str='full_res', # One of `SIZES`
@@ -106,7 +111,7 @@ def item_of(
     return Item(own, url, f'sol-{int(sol or 0):05d}/{name or own}', 'png' if name.lower().endswith('.png') else 'jpeg', guess=SIZES[size],
         version=str(image.get('date_received') or ''), licence='LicenseRef-JPL-image', attribution=thanks, title=str(image.get('title') or own),
         evidence=f'JPL image use policy: no copyright in the United States, credit asked for ({POLICY})', about=image.get('link') or '',
-        domain='astrobiology', modality='image', caption=caption(image), problem='' if url else 'the feed names no file for it',
+        domain='astrobiology', modality='image', caption=caption(image), problem=_why_not(image, url),
         citation=dict(type='graphic', title=str(image.get('title') or own), author=[dict(literal=thanks)], publisher='NASA',
             URL=image.get('link') or FEED) | (dict(issued={'date-parts':[date]}) if date else {}),
         request=dict(method='GET', url=FEED, params=dict(feed='raw_images', category='mars2020', feedtype='json', id=own)))
@@ -218,7 +223,8 @@ async def mars(
             got = str(image.get('date_received') or '')
             if state['since'] and got and got<=state['since']: continue
             if q['most'] and state['given']>=q['most']: yield Mark(total=q['most']); return
-            state['given'] += 1; state['top'] = max(state['top'], got)
-            yield item_of(image, q['size'])
+            item = item_of(image, q['size'])
+            state['given'] += not item.problem; state['top'] = max(state['top'], got)
+            yield item
         if not found or 'ids' in q: yield Mark(json.dumps(state))
     yield Mark(since=json.dumps(dict(received=state['top'], sol=state['last'])), full=bool(state['given']) and not state['since'] and not q.get('latest'))

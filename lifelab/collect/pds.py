@@ -278,6 +278,11 @@ async def _named(ask, lid, q, state):
         if gone or first(p, HARVEST).rstrip('Z')>since: out += [replace(i, withdrawn=gone) for i in items_of(p, q['want'], exact)]
     return out
 
+async def _every(ask, p, q, state):
+    "All versions of a product; the first one has no other before it"
+    lid, _, vid = p['id'].partition('::')
+    return [p] if vid=='1.0' else await _by_name(ask, lid, q, state) or [p]
+
 async def _inside(ask, lid, more, q, state, met):
     "Yield (items, total) of a bundle, a collection or a query"
     if lid:
@@ -287,7 +292,7 @@ async def _inside(ask, lid, more, q, state, met):
         more = ' and '.join(filter(None, (f"(ops:Provenance.ops:parent_{kind}_identifier eq \"{top['id']}\")", more)))
     async for found,total in _pages(ask, more, state, met):
         if q['versions']=='latest': out = [i for p in newest(found, met) for i in items_of(p, q['want'])]
-        else: out = [i for p in found for v in (await _by_name(ask, p['id'].partition('::')[0], q, state) or [p]) for i in items_of(v, q['want'], True)]
+        else: out = [i for p in found for v in await _every(ask, p, q, state) for i in items_of(v, q['want'], True)]
         if not state['seen'] and not state['since']:
             state['whole'], out = False, [Item(lid, problem=f'the registry lists nothing that meets {more}')] if lid else []
         yield out, total
