@@ -284,7 +284,8 @@ def test_spoilt_img_is_refused(spoil, why):
     assert e.value.reason==why
 
 
-@pytest.mark.parametrize('pointer', ['^IMAGE = ("/etc/passwd", 1)', '^IMAGE = "../../etc/passwd"', "^IMAGE = ('/etc/passwd',1)", '^IMAGE = /etc/passwd', '^TABLE = ("/etc/passwd", 1)', '^STRUCTURE = "/etc/passwd"'])
+@pytest.mark.parametrize('pointer', ['^IMAGE = ("/etc/passwd", 1)', '^IMAGE = "../../etc/passwd"', "^IMAGE = ('/etc/passwd',1)", '^IMAGE = /etc/passwd', '^TABLE = ("/etc/passwd", 1)',
+    '^STRUCTURE = "/etc/passwd"', '^IMAGE = {}\r\n^EXTRA = (1,\r\n"/etc/passwd")', '^IMAGE = (\r\n"/etc/passwd", 1)', 'OBJECT = TABLE\r\n^STRUCTURE = "/etc/passwd"\r\nEND_OBJECT = TABLE\r\n^IMAGE = {}'])
 def test_label_that_points_out_of_its_file(pointer):
     with pytest.raises(Unread, match='another file'): from_pds3(labelled(horizon().mean(-1).astype('i2'), pointer))
 

@@ -53,13 +53,25 @@ def from_vicar(
     return px.transpose(dict(BSQ=(0, 1, 2), BIL=(1, 0, 2), BIP=(2, 0, 1))[org])
 
 # %% ../../nbs/02_clean/51_archive_image.ipynb #094e7add
-def _sound(label):
-    "Refuse a PDS3 label that points out of its file or claims too much"
-    for name,to in re.findall(r'(?m)^\s*\^(\w+)\s*=\s*(.+?)\s*$', label):
-        if '"' in to or "'" in to or not re.match(r'\(?\s*\d', to): raise Refused('malformed', f'its label points to another file: ^{name} = {to[:60]}')
-    for a in re.findall(r'(?s)OBJECT\s*=\s*IMAGE\s(.*?)END_OBJECT', label):
-        sizes = {k: int(v) for k,v in re.findall(r'(?m)^\s*(LINES|LINE_SAMPLES|BANDS|SAMPLE_BITS)\s*=\s*(\d+)', a)}
-        if sizes.get('LINES', 1)*sizes.get('LINE_SAMPLES', 1)*sizes.get('BANDS', 1)>MOST_VALUES: raise Refused('too large', f'{sizes} in its label')
+def _pointers(block):
+    "(name, target) of all pointers of a label, those of inner blocks included"
+    for k,v in block.items():
+        if k.startswith('^'): yield k, v
+        elif hasattr(v, 'items'): yield from _pointers(v)
+
+def _numeric(to):
+    "Whether a pointer's target is a place in its own file"
+    if isinstance(to, dict): return isinstance(to.get('value'), int)
+    return all(map(_numeric, to)) if isinstance(to, (tuple, list)) else isinstance(to, int)
+
+def _judge(seen):
+    "Refuse a product of pdr whose label points out of its file or claims too much"
+    if wrong := [(k, v) for k,v in _pointers(seen.metadata) if not _numeric(v)]:
+        raise Refused('malformed', f'its label points to another file: {wrong[0][0]} = {str(wrong[0][1])[:60]}')
+    said = seen.metablock('IMAGE') or {}
+    sizes = [said.get(k, 1) for k in ('LINES', 'LINE_SAMPLES', 'BANDS')]
+    if not all(isinstance(n, int) and n>0 for n in sizes): raise Refused('malformed', f'a picture of {sizes} in its label')
+    if sizes[0]*sizes[1]*sizes[2]>MOST_VALUES: raise Refused('too large', f'{sizes} values in its label')
 
 # %% ../../nbs/02_clean/51_archive_image.ipynb #7ad12b77
 def from_pds3(
@@ -67,12 +79,11 @@ def from_pds3(
 )->np.ndarray: # Shape (bands, lines, samples) or (lines, samples)
     "Pixels of an IMG with a PDS3 label; `Refused` when there are none"
     import pdr
-    end = re.search(rb'(?m)^\s*END\s*$', data[:400_000])
-    _sound(data[:end.end() if end else 400_000].decode('latin-1').replace('\r', ''))
     with tempfile.TemporaryDirectory() as d, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         (path := Path(d)/'a.img').write_bytes(data)
-        try: px = pdr.read(str(path))['IMAGE']
+        try: seen = pdr.read(str(path)); _judge(seen); px = seen['IMAGE']
+        except Refused: raise
         except Exception as e: raise Refused('corrupt', f'pdr cannot read it: {type(e).__name__}: {e}') from None
     if isinstance(px, np.ndarray) and px.ndim in (2, 3) and px.dtype.kind in 'uif': return np.asarray(px)
     raise Refused('corrupt', 'pdr finds no picture in it'+(f': {said[0].message}' if said else ''))
