@@ -10,8 +10,10 @@ from lifelab.collect.entrez import EUTILS, Forgotten, NotGiven, complaints, pars
 from lifelab.collect.item import Item, Mark, as_line
 from lifelab.collect.ncbi import BATCH, fetch, item_of, ncbi, query_of, split
 from lifelab.collect.pace import Host
+from lifelab.collect.pmc import BUCKET, pmc
 from lifelab.collect.replay import Reply, faulty, replay
 from lifelab.collect.replay_ncbi import Entry, replay_ncbi
+from lifelab.collect.replay_pmc import files_of, jats_of, miniature, replay_pmc
 from lifelab.collect.row import COLUMNS, item_row
 from lifelab.collect.session import Answer, Refused, Session
 from lifelab.core.profile import profile
@@ -88,6 +90,14 @@ def test_a_new_version_is_a_change_of_the_same_thing():
         app.data['nuccore'][4] = replace(app.data['nuccore'][4], acc='J01859.2', changed='2026/01/02')
         b, _ = asked(at, dict(ids=['J01859']))
     assert (a[0].id, a[0].version, b[0].id, b[0].version)==('J01859', 'J01859.1 2018/08/31', 'J01859', 'J01859.2 2026/01/02')
+
+def test_a_list_may_be_a_file(tmp_path):
+    (tmp_path/'genomes.txt').write_text('# of the paper\nU00096.3\tK-12\n\nNC_001416.1 # its phage\nU00096.3\n')
+    (tmp_path/'proteins.txt').write_text('P0A7B8\nP12345\n')
+    assert query_of(str(tmp_path/'genomes.txt'))==dict(db='nuccore', ids=['U00096.3', 'NC_001416.1', 'U00096.3'])
+    assert query_of(f"protein:{tmp_path/'proteins.txt'}")==dict(db='protein', ids=['P0A7B8', 'P12345'])
+    with replay(replay_ncbi(rate=1e6)) as at: items, _ = asked(at, dict(ids=str(tmp_path/'genomes.txt')))
+    assert [i.id for i in items]==['U00096.3', 'NC_001416.1']
 
 # ---- searches
 
@@ -402,3 +412,119 @@ def test_recorded_content():
     assert [n for n,_,_ in split('taxonomy', body('ncbi_entrez', 'biopython', 'taxonomy.xml'))][0]==['9615']
     from Bio import SeqIO
     assert len(SeqIO.read(io.StringIO(flat.decode()), 'genbank'))==9609
+
+
+# ---- PubMed Central
+
+def papers_of(at, query, mark=None, most=None, bucket=BUCKET[:-1]):
+    "(items, marks) of a listing of PubMed Central"
+    async def go():
+        items, marks = [], []
+        async with Session({bucket:at}, {'pmc-oa-opendata.s3.amazonaws.com':Host(rate=1e6, at_once=8)}) as ask:
+            async for x in pmc(query, ask, mark):
+                (marks if isinstance(x, Mark) else items).append(x)
+                if most is not None and len(marks)>=most: break
+        return items, marks
+    return asyncio.run(go())
+
+def shelf(n):
+    "So many papers, every third in three versions"
+    by = 'https://creativecommons.org/licenses/by/4.0/'
+    return {k: v for i in range(n) for ver in ((1, 2, 11) if i%3==0 else (1,)) for k,v in files_of(7000000+i, ver, 'CC BY', jats_of(7000000+i, f'Paper {i}', by)).items()}
+
+@pytest.mark.parametrize('most', [1, 2, 7, 1000])
+def test_pages_of_the_bucket_split_papers_and_lose_none(most):
+    with replay(replay_pmc(shelf(40), most=most)) as at: items, marks = papers_of(at, dict(prefix='PMC70000'))
+    assert [i.id for i in items]==[f'PMC{7000000+i}' for i in range(40)] and marks[-1].full
+    assert [i.version.split()[0].rpartition('.')[2] for i in items[:4]]==['11', '1', '1', '11'], 'the latest version, by number'
+
+def test_a_listing_of_the_bucket_goes_on_where_it_stood():
+    with replay(replay_pmc(shelf(40), most=10)) as at:
+        got, mark, n = [], None, 0
+        while n<10 and (mark is None or mark.resume):
+            items, marks = papers_of(at, dict(prefix='PMC70000'), mark, most=1)
+            got += items; mark = marks[-1]; n += 1
+    assert [i.id for i in got]==[f'PMC{7000000+i}' for i in range(40)] and n==4 and mark.full
+
+def test_a_list_of_papers_goes_on_and_names_what_is_missing():
+    want = [f'PMC{7000000+i}' for i in range(40)]+['PMC1', 'PMC7000003.2', 'PMC7000003.9']
+    with replay(replay_pmc(shelf(40))) as at:
+        first, marks = papers_of(at, dict(ids=want), most=1)
+        rest, last = papers_of(at, dict(ids=want), marks[-1])
+    by = {i.id: i for i in first+rest}
+    assert len(first+rest)==len(by)==43 and set(by)==set(want) and len(first)==16
+    assert by['PMC7000003.2'].version.startswith('PMC7000003.2 ') and by['PMC1'].problem==by['PMC7000003.9'].problem.replace('PMC7000003.9', 'PMC1')
+
+@pytest.mark.parametrize('plan', [['503']*5, ['cut']*4, ['half gzip']*4, ['drip'], [None, None, '503', 'cut', None, '503']])
+def test_faults_of_the_bucket_that_pass(plan):
+    with replay(faulty(replay_pmc(most=7), plan)) as at: items, _ = papers_of(at, dict(prefix='PMC9000'))
+    assert len(items)==7==len({i.id for i in items}) and items[0].licence=='CC-BY-4.0'
+
+def test_a_page_in_place_of_the_listing_and_a_redirect_inward_are_told():
+    with replay(faulty(replay_pmc(), ['html']*9)) as at:
+        with pytest.raises(ValueError, match='web page|XML was expected'): papers_of(at, dict(prefix='PMC9000'))
+    with replay(faulty(replay_pmc(), ['inward']*9)) as at:
+        with pytest.raises(ValueError, match='may not send us'): papers_of(at, dict(prefix='PMC9000'))
+
+def test_a_token_that_does_not_change_ends_the_listing():
+    page = (b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>true</IsTruncated>'
+        b'<NextContinuationToken>same</NextContinuationToken></ListBucketResult>')
+    with replay(lambda req: Reply(200, {}, page)) as at:
+        with pytest.raises(ValueError, match='goes in a circle'): papers_of(at, dict(prefix='PMC9000'))
+
+def test_only_the_beginning_of_an_open_paper_is_read():
+    files = miniature()
+    long = jats_of(9000003, 'Free loops', 'https://creativecommons.org/publicdomain/zero/1.0/', 3000)
+    files |= files_of(9000003, 1, 'CC0', long)
+    with replay(replay_pmc(files)) as at:
+        items, _ = papers_of(at, dict(ids=['PMC9000003', 'PMC9000002']))
+        reads = [r for r in at.seen if r.path.endswith('.xml')]
+    assert [r.headers.get('range') for r in reads]==['bytes=0-32767'] and len(long)>200_000 and items[0].size==len(long)
+    assert items[1].licence=='LicenseRef-CC-BY-NC-ND', 'nobody reads a paper that may not be used'
+
+def test_a_refresh_of_the_bucket_looks_at_young_files_only():
+    files = miniature()
+    with replay(replay_pmc(files)) as at:
+        first, marks = papers_of(at, dict(prefix='PMC9000'))
+        quiet, again = papers_of(at, dict(prefix='PMC9000'), marks[-1])
+        assert len(first)==7 and quiet==[] and not again[-1].full
+        later, _ = papers_of(at, dict(prefix='PMC9000'), Mark(since='2026-04-13T20:00:00Z'))
+        assert len(later)==7 and [i.withdrawn for i in later if i.id=='PMC9000004']==[True], 'a day of overlap; a retraction is a withdrawal'
+        gone, _ = papers_of(at, dict(ids=['PMC4242']), marks[-1])
+        assert gone[0].withdrawn
+
+def test_stage_2_reads_a_paper(tmp_path):
+    (tmp_path/'raw').write_bytes(miniature()['PMC9000003.1/PMC9000003.1.xml'])
+    out = list(drafts(dict(format='jats', modality='text'), tmp_path/'raw', profile('tiny')))
+    assert [d['title'] for d in out]==['Free loops — Abstract', 'Free loops — Results']
+
+def test_an_s3_server_that_we_did_not_write(monkeypatch):
+    "moto is an independent S3: its listing, its tokens, its ranges"
+    server = pytest.importorskip('moto.server')
+    boto3 = pytest.importorskip('boto3')
+    for k in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'): monkeypatch.setenv(k, 'testing')
+    monkeypatch.setenv('MOTO_S3_DEFAULT_MAX_KEYS', '17')
+    s = server.ThreadedMotoServer(ip_address='127.0.0.1', port=0); s.start()
+    try:
+        host, port = s.get_host_and_port()
+        s3 = boto3.client('s3', endpoint_url=f'http://127.0.0.1:{port}', region_name='us-east-1')
+        s3.create_bucket(Bucket='pmc-oa-opendata')
+        files = shelf(12)|miniature()
+        for k,v in files.items(): s3.put_object(Bucket='pmc-oa-opendata', Key=k, Body=v, ACL='public-read')
+        at = f'http://127.0.0.1:{port}/pmc-oa-opendata'
+        pages = len(list(s3.get_paginator('list_objects_v2').paginate(Bucket='pmc-oa-opendata', Prefix='PMC7')))
+        items, marks = papers_of(at, dict(prefix='PMC7'))
+        mine, _ = papers_of(at, dict(ids=['PMC9000001', 'PMC9000001.1', 'PMC9000006', 'PMC5']))
+    finally: s.stop()
+    assert pages>1, 'more than one page'
+    assert [i.id for i in items]==[f'PMC{7000000+i}' for i in range(12)] and {i.licence for i in items}=={'CC-BY-4.0'} and marks[-1].full
+    assert {i.id: i.licence for i in mine}=={'PMC9000001':'CC-BY-4.0', 'PMC9000001.1':'CC-BY-3.0', 'PMC9000006':'unknown', 'PMC5':'unknown'}
+    assert all(i.size==len(files[f'{i.version.split()[0]}/{i.version.split()[0]}.xml']) for i in items)
+
+@recorded
+def test_a_recorded_paper_states_its_licence():
+    from lifelab.collect.paper import paper
+    from lifelab.collect.pmc import licence_of
+    p = paper(body('ncbi_entrez', 'biopython', 'efetch_pmc.xml'))
+    assert (p.licence, p.doi, p.year)==('CC-BY-NC-4.0', '10.1183/23120541.50193-2021', '2021')
+    assert licence_of('CC BY', p.licence)[0]=='unknown' and licence_of('CC BY-NC', '')[0]=='LicenseRef-CC-BY-NC'

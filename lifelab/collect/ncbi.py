@@ -25,7 +25,7 @@ DATABASES = { # Database → format, modality, rettype, retmode, kinds of date t
     'taxonomy': ('taxonomy-xml', 'text', '', 'xml', ('edat', 'mdat')), 'pubmed': ('pubmed-xml', 'text', '', 'xml', ('edat', 'mdat'))}
 EXAMPLES = [('U00096.3', 'Escherichia coli K-12 MG1655, the complete genome'), ('NC_001416.1,U00096.3', 'phage lambda beside its host'),
     ('protein:P0A7B8', 'HslV of E. coli, a protease'), ('taxonomy:562', 'where E. coli stands among living things'),
-    ('pubmed:artificial life[mesh]', 'abstracts on artificial life')]
+    ('pubmed:artificial life[title]', 'abstracts on artificial life, to read; none is trained on')]
 
 # %% ../../nbs/01_collect/41_ncbi.ipynb #85351920
 _DNA = re.compile(r'(?i)([A-Z]\d{5}|[A-Z]{2}\d{6}(\d\d)?|[A-Z]{4,6}\d{8,}|(AC|NC|NG|NT|NW|NZ|NM|NR|XM|XR)_\w+)(\.\d+)?')
@@ -46,13 +46,13 @@ def _list(text):
     return [x for x in (l.split('#')[0].split('\t')[0].strip() for l in lines) if x]
 
 def query_of(
-    text:str, # 'U00096.3', 'protein:P0A7B8', 'pubmed:artificial life[mesh]', or a path to a list
+    text:str, # 'U00096.3', 'protein:P0A7B8', 'pubmed:artificial life[title]', or a path to a list
 )->dict: # A query for `ncbi`
     "The short form of a query; ValueError says how to write one"
     db, _, rest = text.strip().partition(':')
     if db not in DATABASES: db, rest = '', text.strip()
     entries = _list(rest)
-    if not entries: raise ValueError(f"{text!r} asks for nothing: give an accession such as U00096.3, or a search such as pubmed:artificial life[mesh]")
+    if not entries: raise ValueError(f"{text!r} asks for nothing: give an accession such as U00096.3, or a search such as pubmed:artificial life[title]")
     if all(re.fullmatch(r'\d+', e) for e in entries) and db: return dict(db=db, ids=entries)
     kinds = {database_of(e) for e in entries}
     if '' not in kinds and db not in ('taxonomy', 'pubmed') and len(kinds)==1: return dict(db=db or kinds.pop(), ids=entries)
