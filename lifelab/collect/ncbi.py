@@ -53,9 +53,9 @@ def query_of(
     if db not in DATABASES: db, rest = '', text.strip()
     entries = _list(rest)
     if not entries: raise ValueError(f"{text!r} asks for nothing: give an accession such as U00096.3, or a search such as pubmed:artificial life[title]")
-    if all(re.fullmatch(r'\d+', e) for e in entries) and db: return dict(db=db, ids=entries)
-    kinds = {database_of(e) for e in entries}
-    if '' not in kinds and db not in ('taxonomy', 'pubmed') and len(kinds)==1: return dict(db=db or kinds.pop(), ids=entries)
+    kinds = {'number' if e.isdecimal() else database_of(e) for e in entries}
+    if db and kinds<=({'number'} if db in ('taxonomy', 'pubmed') else {'number', 'nuccore', 'protein'}): return dict(db=db, ids=entries)
+    if not db and kinds in ({'nuccore'}, {'protein'}): return dict(db=kinds.pop(), ids=entries)
     if kinds=={'nuccore', 'protein'} and not db: raise ValueError(f"{text[:80]!r} names DNA and proteins: ask for each by itself")
     if db and not Path(rest).is_file(): return dict(db=db, term=rest)
     odd = next((e for e in entries if not database_of(e)), entries[0])
