@@ -117,6 +117,24 @@ def test_withdrawals_that_end_a_page_early():
     assert HERE & set(range(100_004, 100_102))<=set(numbers(items)) and len(items)==len(set(numbers(items)))
 
 
+@pytest.mark.parametrize('query', ['auto:no', 'nr:1-999999', 'nr:100001-999999 auto:no'])
+def test_uploads_that_never_cease_are_kept_out(query):
+    "The second reading is frozen at the highest number of the first; without that none would ever hold still"
+    items, marks = asked(server(arrive=[record(500+i) for i in range(60)]), dict(query=query, per_page=50))
+    assert HERE<=set(numbers(items)) and len(items)==len(set(numbers(items))) and marks[-1].full
+
+
+def test_an_upload_behind_the_last_page_is_seen():
+    "It comes after the last page was read, and is found because that page is read again"
+    app, n = server(), []
+    def late(req):
+        n.append(req)
+        if len(n)==4: app.all.append(record(500))
+        return app(req)
+    items, _ = asked(late)
+    assert set(numbers(items))==HERE|{100_501} and len(items)==131
+
+
 @pytest.mark.parametrize('stop', range(1, 8))
 @pytest.mark.parametrize('happens', [{}, dict(arrive=[record(500), record(501)]), dict(leave=[100_001, 100_060])])
 def test_going_on_after_a_kill_at_any_page(stop, happens):

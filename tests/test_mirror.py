@@ -53,7 +53,7 @@ def test_a_disk_gets_everything_once(home, tmp_path):
 
 
 def test_what_is_under_way_or_private_stays(home, tmp_path):
-    for n in ('a.part', 'x/.lock', 'parts/b', '.hidden/c', 'ledger.db-wal', '.env'): (home/n).parent.mkdir(exist_ok=True); (home/n).write_text('no')
+    for n in ('a.part', 'x/.lock', '.part/b', '.hidden/c', 'ledger.db-wal', '.env'): (home/n).parent.mkdir(exist_ok=True); (home/n).write_text('no')
     (home/'link').symlink_to('/etc/passwd'); (home/'raw/loop').symlink_to(home)
     assert mirror(home, tmp_path/'second')['copied']==42 and set(files(tmp_path/'second'))=={*map(name, range(40)), 'items.parquet', 'tables/marks.json'}
 

@@ -201,7 +201,9 @@ def _within(tags, at):
     own = dict(_TAG.findall(tags)).get('since', '').strip('"')
     own = own if re.fullmatch(r'\d{4}-\d\d-\d\d', own) else ''
     if at['since']: tags = re.sub(r'\s*\bsince:\S+', '', tags).strip()+f" since:{max(at['since'], own)}"
-    return tags+(f" nr:1-{at['top']}" if at['walk']>1 and at['top'] and not re.search(r'\bnr:', tags) else '')
+    if at['walk']==1 or not at['top']: return tags
+    if not re.search(r'\bnr:', tags): return f"{tags} nr:1-{at['top']}"
+    return re.sub(r'\bnr:(\d+)-(\d+)', lambda m: f"nr:{m[1]}-{min(int(m[2]), at['top'])}", tags)
 
 def _start(mark, size):
     "Where a listing begins: at the first page, or where a mark says"

@@ -17,10 +17,10 @@ from ..core.lab import file_hash, whole
 _UNDER_WAY = re.compile(r'(\.part|\.tmp|\.json\.new|-wal|-shm|-journal)$')
 
 def _folders(folder):
-    "Folders below, those of `raw` first; hidden ones and those with parts of downloads are left out"
+    "Folders below, those of `raw` first; hidden ones, which hold what is under way, are left out"
     found = []
     for at,dirs,_ in os.walk(folder):
-        dirs[:] = sorted(d for d in dirs if not d.startswith('.') and d not in ('parts', 'part', 'under_way'))
+        dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
         found.append(Path(at).relative_to(folder))
     return sorted(found, key=lambda p: (p.parts[:1]!=('raw',), p))
 
