@@ -149,7 +149,7 @@ def _many(req, name): return [x for k,v in req.query if k==name for x in v.split
 def page(
     products:list, # What there is
     req, # `Request`
-    bug:int|None=None, # After so many products, empty answers come, as in registry-api issue 677
+    bug:int|None=None, # After so many products, empty answers come, a known fault of the registry
     hits:bool=True, # Whether the number of hits is told
 )->dict: # summary and data
     "A page of a listing"
