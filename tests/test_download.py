@@ -159,14 +159,14 @@ def test_a_part_nobody_asked_for(tmp_path):
     assert sound(got, tmp_path) and len(at.seen)==2
 
 def test_a_whole_part_needs_no_request(tmp_path):
-    p = Part(tmp_path/'parts', sha(b'one\n')[:40])
+    p = Part(tmp_path/'parts', sha(f'one\n{ONE.url}\n'.encode())[:40])
     p.path.parent.mkdir()
     p.anew(ONE.url, {'etag':'"1"'}, len(BODY), ''); p.add(BODY); p.save()
     with replay(one) as at: got, = fetch(at, [ONE], tmp_path)
     assert sound(got, tmp_path) and at.seen==[] and parts(tmp_path)==[]
 
 def test_a_whole_part_of_unknown_length(tmp_path):
-    p = Part(tmp_path/'parts', sha(b'one\n')[:40])
+    p = Part(tmp_path/'parts', sha(f'one\n{ONE.url}\n'.encode())[:40])
     p.path.parent.mkdir()
     p.anew(ONE.url, {'etag':'"1"'}, None, ''); p.add(BODY); p.save()
     with replay(one) as at: got, = fetch(at, [ONE], tmp_path)
@@ -312,7 +312,10 @@ def test_duplicate_ids(tmp_path):
 
 def test_same_id_other_version(tmp_path):
     items = [Item('a', 'https://files.example.org/f1', version='1'), Item('a', 'https://files.example.org/f2', version='2')]
-    with replay(many) as at: got = {g.item.version: g for g in fetch(at, items, tmp_path)}
+    with replay(many) as at:
+        got = {g.item.version: g for g in fetch(at, items, tmp_path)}
+        both = fetch(at, [replace(i, version='') for i in items], tmp_path)
+    assert {g.sha256 for g in both}=={sha(body('/f1')), sha(body('/f2'))}, 'one id at two addresses: neither is written into the other'
     assert sound(got['1'], tmp_path, body('/f1')) and sound(got['2'], tmp_path, body('/f2'))
 
 def test_a_listing_that_fails_loses_nothing(tmp_path):

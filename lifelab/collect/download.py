@@ -208,7 +208,8 @@ async def _one(self, key, item):
     import aiohttp
     if item.problem or item.withdrawn: return Got(key, item, problem=item.problem or 'withdrawn by its source')
     if item.sha256 and self.store.has(item.sha256.lower(), item.size): return self._here(key, item, item.sha256.lower())
-    part = Part(self.folder, hashlib.sha256(f'{key}\n{item.version}'.encode('utf-8', 'surrogatepass')).hexdigest()[:40])
+    name = '\n'.join((key, item.url, item.version)).encode('utf-8', 'surrogatepass')
+    part = Part(self.folder, hashlib.sha256(name).hexdigest()[:40])
     try: return self._here(key, item, self.store.put(item.data)) if item.data is not None else await self._fetched(key, item, part)
     except (ValueError, OSError, aiohttp.ClientError) as e:
         if isinstance(e, NoDisk) or getattr(e, 'errno', None) in FULL:
