@@ -4,7 +4,7 @@
 
 Everything is served by nginx on this machine. The engine and aria2c take all files, in turn, with 16 connections each, and the figures are medians over
 the rounds; `aria2c_sum` is aria2c that checks a SHA-256 as well. pooch and httpx fetch one file after the other, as their documentation shows, so over the shaped line they take a
-tenth of the files; httpx takes no hash. CPU seconds are those of the client.
+tenth of the files; httpx takes no hash. CPU seconds are those of the client. `--folder /dev/shm` leaves the disk out of it.
 """
 import argparse, asyncio, hashlib, json, os, random, resource, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
