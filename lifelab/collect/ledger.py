@@ -79,7 +79,8 @@ def stamp(
     item:Item, # One thing
 )->str: # 16 hexadecimal digits
     "What changes when the content changes"
-    said = (item.url, item.version, item.size, item.md5, item.sha256, item.data)
+    known = item.version or item.md5 or item.sha256
+    said = ('' if known else item.url, item.version, item.size, item.md5, item.sha256, item.data)
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 # %% ../../nbs/01_collect/23_ledger.ipynb #d256c9d7

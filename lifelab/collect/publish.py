@@ -27,7 +27,7 @@ def publish(
     "Write the papers of a collection beside its tables; ValueError when nothing was collected"
     folder, names = Path(folder), []
     if not (folder/'items.parquet').exists(): raise ValueError(f"{folder} has no items.parquet: collect first")
-    for write in (datacard, attribution, croissant, bill, cite):
+    for write in (cite, attribution, bill, croissant, datacard):
         names += write(folder)
         if told: told(1, names[-1])
     return {n: PAPERS[n] for n in PAPERS if n in names}

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SERVICES', 'module_of', 'service_of', 'card_of', 'wanted_cards', 'How', 'using', 'how_now', 'list_source', 'pending',
-           'in_turns', 'batches', 'Unfinished', 'listing', 'files', 'parcels', 'gather', 'world_part']
+           'in_turns', 'batches', 'Unfinished', 'listing', 'copies', 'files', 'parcels', 'gather', 'world_part']
 
 # %% ../../nbs/01_collect/80_world.ipynb #f45b780b
-import asyncio, os, re, time
+import asyncio, hashlib, os, re, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -221,6 +221,22 @@ async def listing(self,
 
 # %% ../../nbs/01_collect/80_world.ipynb #186e7eb1
 @method(_Gathering)
+async def copies(self,
+    card:Card, # A card whose service copies files by itself, such as a bucket with a login
+    folder:Path, # For files under way
+):
+    "Copy stored files one after another, whatever their size; a copy that was cut goes on"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in (i for i in self.book.wanted(card.name) if not i.url):
+        if self.over(): return
+        part = folder/hashlib.sha256(f'{card.name}\n{i.id}\n{i.version}'.encode()).hexdigest()[:40]
+        try: sha = await module_of(card.service).fetch_file(i, part)
+        except (ValueError, OSError) as e: self.keep(card.name, i.id, '', 0, redact(str(e) or type(e).__name__)); continue
+        size = part.stat().st_size
+        self.store.accept(part, sha); self.keep(card.name, i.id, sha, size)
+
+# %% ../../nbs/01_collect/80_world.ipynb #eaa2d932
+@method(_Gathering)
 async def files(self,
     listings:dict, # As in `in_turns`
     folder:Path, # For parts under way
@@ -234,10 +250,12 @@ async def files(self,
 async def parcels(self,
     card:Card, # A card with a service
     listed, # The task of its listing
+    folder:Path, # For files under way
 ):
     "Fetch what has none"
     if await listed or self.over(): return
     try:
+        if hasattr(module_of(card.service), 'fetch_file'): return await self.copies(card, folder)
         async for i in batches(card, self.ask, self.book):
             missing = i.problem or ('' if i.data is not None else 'the service gave nothing')
             sha = '' if missing else self.store.put(i.data)
@@ -259,7 +277,7 @@ async def gather(
         async with Session(how.instead, hosts) as ask:
             g = _Gathering(ask, book, store, how, told)
             listings = {c.name: asyncio.create_task(g.listing(c)) for c in todo}
-            others = [asyncio.create_task(g.parcels(c, listings[c.name])) for c in todo]
+            others = [asyncio.create_task(g.parcels(c, listings[c.name], Path(folder)/'.part')) for c in todo]
             try:
                 await g.files(listings, Path(folder)/'.part')
                 if not g.stop: await asyncio.gather(*others)
