@@ -121,7 +121,8 @@ def cmd_run(a)->int:
 # %% ../nbs/90_cli.ipynb #d750febf
 def _anew(rows):
     "Print how many of the units that were there before had to be made again"
-    some = [{'stage':r['stage'], 'units':r['units'], 'made anew':r['redone'], 'gone':r['gone'], 'files':r['files'], 'of them changed':r['changed']} for r in rows]
+    names = {'stage':'stage', 'units':'units', 'redone':'made anew', 'gone':'gone', 'files':'files', 'changed':'of them changed'}
+    some = [{said: r[k] for k,said in names.items()} for r in rows]
     if any(r['made anew'] or r['gone'] for r in some): show_rows(some, '\nDone anew')
 
 # %% ../nbs/90_cli.ipynb #5c874cd4

@@ -158,7 +158,7 @@ def pending(
 async def in_turns(
     book:Ledger, # Ledger
     listings:dict, # Name of a source → task that ends with its listing; it gives why there is none, or ''
-): # Yields ((source, id), Item)
+): # Yields (source and id with a line break between, Item)
     "Things with an address, from each source in turn"
     open_, left = {}, dict(listings)
     while left or open_:
@@ -168,7 +168,7 @@ async def in_turns(
         for n in list(open_):
             item = next(open_[n], None)
             if item is None: del open_[n]
-            else: yield (n, item.id), item
+            else: yield f'{n}\n{item.id}', item
 
 # %% ../../nbs/01_collect/80_world.ipynb #d33eb3d7
 async def batches(
@@ -244,7 +244,7 @@ async def files(self,
     "Fetch what has an address"
     async for got in download(in_turns(self.book, listings), self.ask, folder, self.store, self.how.budget):
         if isinstance(got, Stopped): self.stop = got.why
-        else: self.keep(*got.key, got.sha256, got.size, got.problem)
+        else: self.keep(*got.key.split('\n', 1), got.sha256, got.size, got.problem)
 
 @method(_Gathering)
 async def parcels(self,
