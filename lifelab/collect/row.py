@@ -45,7 +45,8 @@ def item_row(
     row |= dict(url=item.about or item.url or card.url, modality=item.modality or card.modality or _MEDIA.get(item.format, 'text'))
     row |= dict(region=card.region, school=card.school, evidence=item.evidence or card.licence_evidence)
     as_json = lambda d: json.dumps(d, sort_keys=True, ensure_ascii=False) if d else ''
-    return {k: (row | dict(citation=as_json(item.citation), request=as_json(item.request)))[k] for k in COLUMNS}
+    row |= dict(citation=as_json(item.citation), request=as_json(item.request))
+    return {k: row[k] for k in COLUMNS}
 
 # %% ../../nbs/01_collect/26_row.ipynb #925e4a02
 def dropped_row(
