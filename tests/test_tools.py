@@ -79,6 +79,9 @@ def test_a_stage_out_of_step(lint):
     assert 'those of near' in found(lint, 'stages')[0][2]
     write(lint.root/'nbs/01_near.ipynb', cell("lab:str = 'lab/tiny' # Folder\nwarmth = 2 # Kelvin", tags=['parameters']))
     assert found(lint, 'stages')[0][1]=="parameters without a type: ['warmth']"
+    assert found(lint, 'stages')[-1][1]=='no call of near(…)'
+    write(lint.root/'nbs/01_near.ipynb', cell("lab:str = 'lab/tiny' # Folder\nwarmth:int = 2 # Kelvin", tags=['parameters']), cell('report = near(lab, warmth)'))
+    assert found(lint, 'stages')==[]
 
 def test_a_notebook_that_does_not_survive_as_text(lint):
     assert found(lint, 'text')==[]

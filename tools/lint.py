@@ -136,6 +136,7 @@ def stages(nbs):
         if given is None: yield nb.name, f'lifelab/{stage}/{stage}.py has no function {stage}', 'the stage function bears the stage\'s name'
         elif list(given)!=list(asked): yield nb.name, f'parameters {list(asked)}', f'those of {stage}: {list(given)}'
         elif off := [k for k,d in given.items() if d is not None and d!=asked[k]]: yield nb.name, f'defaults of {off} differ from the function', 'equal defaults'
+        if not any(re.search(rf'(?<![\w.]){stage}\(', c) for _,_,c in nb.code): yield nb.name, f'no call of {stage}(…)', 'the one call that does the stage'
 
 def tool(name):
     "The console script beside this interpreter"
