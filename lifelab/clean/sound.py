@@ -157,6 +157,7 @@ def audio_clips(
     title:str, # What it is
     rate:int=16_000, # Samples a second
     clip_seconds:float=2., # Length of a clip, seconds
+    told:str='', # What the source says of it, such as species, place and date; '' for nothing
     **about, # More fields of each draft
 ): # Yields drafts, and drops of what is silent or too short
     "Cut a recording into drafts of audio records"
@@ -165,7 +166,7 @@ def audio_clips(
         said = f'{title}, second {a/rate:.1f} to {b/rate:.1f} of {whole:.1f}'
         if (b-a)/rate<LEAST_SECONDS: yield drop('too short', f'{(b-a)/rate:.3f} s, less than {LEAST_SECONDS} s', said)
         elif (loud := decibels(x[a:b]))<QUIET: yield drop('silent clip', f'{loud:.0f} dB of full scale, under {QUIET:.0f}', said)
-        else: yield dict(about, modality='audio', title=title, caption=said, seconds=(b-a)/rate, start=a/rate, part=i, blob=to_wav(x[a:b], rate))
+        else: yield dict(about, modality='audio', title=title, caption='. '.join(filter(None, (said, told))), seconds=(b-a)/rate, start=a/rate, part=i, blob=to_wav(x[a:b], rate))
     if rest/rate>=.01: yield drop('short rest', f'{rest/rate:.2f} s after the last clip of {clip_seconds:g} s', title)
 
 # %% ../../nbs/02_clean/52_sound.ipynb #135869a4
@@ -177,7 +178,8 @@ def sound(
 ):
     "Yield drafts of audio records, their samples as WAV in `blob`, and what was dropped"
     x, own, lost = waveform(data)
-    yield from audio_clips(levelled(x, own, rate), name_of(item), rate, clip_seconds, parent=item.get('item', ''))
+    about = dict(parent=item.get('item', ''), told=item.get('caption') or '')
+    yield from audio_clips(levelled(x, own, rate), name_of(item), rate, clip_seconds, **about)
     if lost>.1: yield drop('cut off', f'the header promises {lost:.1f} s more than the file holds', name_of(item))
 
 # %% ../../nbs/02_clean/52_sound.ipynb #9b3e49df
