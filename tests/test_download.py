@@ -80,6 +80,10 @@ def test_storm_without_end_is_told(tmp_path):
     with replay(lambda req: Reply(503, {'Retry-After':'0'}) if req.path=='/f1' else many(req)) as at: got = {g.key: g for g in fetch(at, items_of(3), tmp_path)}
     assert got['i1'].problem=='files.example.org answered 503 (6 attempts)' and sound(got['i0'], tmp_path, body('/f0')) and sound(got['i2'], tmp_path, body('/f2'))
 
+def test_nobody_listens(tmp_path):
+    got, = fetch('http://127.0.0.1:1', [ONE], tmp_path)
+    assert re.match(r'files.example.org cannot be reached \(tried 6 times\): is this machine online\? \(', got.problem) and 'Error' not in got.problem
+
 def test_a_silent_host_is_left_alone(tmp_path):
     hosts = {'files.example.org':Host(rate=5000, at_once=4, tries=2)}
     with replay(lambda req: Reply(503, {'Retry-After':'0'})) as at: got = fetch(at, items_of(500), tmp_path, hosts=hosts, most=40)

@@ -28,10 +28,14 @@ def ask(at, *args, host=None, instead=None, timeout=60., **more):
 def test_storm(storm):
     with replay(faulty(lambda req: Reply(body=XML), storm)) as at: assert ask(at).body==XML and len(at.seen)==len(storm)+1
 
-@pytest.mark.parametrize('fault,said', [('429', 'rate limit exceeded'), ('503', 'Service Unavailable'), ('cut', 'nothing'), ('half gzip', 'breaks off early')])
+@pytest.mark.parametrize('fault,said', [('429', 'rate limit exceeded'), ('503', 'Service Unavailable'), ('cut', r'gave no answer \(tried 6 times\): '), ('half gzip', 'breaks off early')])
 def test_storm_without_end(fault, said):
     with replay(faulty(lambda req: Reply(body=XML), [fault]*9)) as at, pytest.raises(Refused, match=said): ask(at)
     assert len(at.seen)==6
+
+def test_nobody_listens():
+    with pytest.raises(Refused, match=r'^api.example.org cannot be reached \(tried 6 times\): is this machine online\? \(') as e: ask('http://127.0.0.1:1')
+    assert e.value.answer.status==0 and 'answered' not in str(e.value) and 'Error' not in str(e.value)
 
 def test_retry_after_is_kept_by_all(monkeypatch):
     rests = []

@@ -14,11 +14,15 @@ from datetime import datetime
 _UNITS = {'':1, 'k':10**3, 'm':10**6, 'g':10**9, 't':10**12, 'ki':2**10, 'mi':2**20, 'gi':2**30, 'ti':2**40}
 
 def bytes_of(
-    text:str|int, # '5GB', '20 MB/s', '512KiB', '1000'; a number stays one
+    text:str|int, # '5GB', '20 MB/s', '512KiB'; a number, which is no text, stays one
+    what:str='size', # What is meant: size or speed
 )->int: # Bytes, or bytes a second
-    "The number of bytes that a text means; ValueError when it means none"
-    m = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?(?:/s)?', str(text).strip().lower())
-    if not m or (n := int(float(m[1])*_UNITS[m[2]]))<1: raise ValueError(f"{text!r} is no size: write it as 500MB, 5GB or 512KiB, and a speed as 20MB/s")
+    "The number of bytes that a text means; ValueError when it means none, or names no unit"
+    given = str(text).strip().lower()
+    m = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?(?:/s)?', given)
+    write = 'write it as '+('20MB/s or 500kB/s' if what=='speed' else '500MB, 5GB or 512KiB')
+    if isinstance(text, str) and re.fullmatch(r'[\d.]+\s*(/s)?', given): raise ValueError(f"{text!r} names no unit for a {what}: {write}")
+    if not m or (n := int(float(m[1])*_UNITS[m[2]]))<1: raise ValueError(f"{text!r} is no {what}: {write}")
     return n
 
 def hours_of(
@@ -46,7 +50,7 @@ class Budget:
         **sizes, # The other fields as text, such as rate='20MB/s'; None or '' for the usual
     )->'Budget':
         "A budget as a command line gives it"
-        return cls(window or '', **{k: bytes_of(v) for k,v in sizes.items() if v not in (None, '')})
+        return cls(window or '', **{k: bytes_of(v, 'speed' if k=='rate' else 'size') for k,v in sizes.items() if v not in (None, '')})
     def closed(self,
         now:datetime, # Local time
     )->str: # Why nothing may be fetched now; '' when it may

@@ -19,7 +19,7 @@ from .item import Item
 from .pace import Host, backoff, retry_after
 from .part import BLOCK, NoDisk, Part, Wrong, is_page, stated_md5
 from .secret import redact
-from .session import PASSING, Answer, Inflate, Refused
+from .session import PASSING, Answer, Inflate, Refused, no_answer, unreached
 from .store import Store
 from ..core.lab import method
 
@@ -141,7 +141,7 @@ async def _flow(self, n, item, part):
     "After each piece: count it, write what has gathered, keep to the speed limit, and judge the speed"
     self.spent += n
     if self.told: self.told(host_of(item.url), n)
-    if self.spent>=(self.budget.max_bytes or self.spent+1): self.halt('bytes', f"{self.spent:,} bytes were fetched, which is all this run may")
+    if self.spent>=(self.budget.max_bytes or self.spent+1): self.halt('bytes', f"{self.spent:,} bytes were fetched; the limit was {self.budget.max_bytes:,}")
     if part.n_held>=BLOCK: await self._in_thread(part, part.write)
     if self.stop and part.size!=part.about.get('total'): raise asyncio.CancelledError
     part.n += n
@@ -192,11 +192,11 @@ async def _whole(self, item, part):
         try: return await self._attempt(item, part)
         except Wrong as e: why, wrongs = str(e), wrongs+1
         except (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError) as e:
-            why, busy = str(e) or type(e).__name__, getattr(e, 'busy', None)
+            why, busy, last = str(e) or type(e).__name__, getattr(e, 'busy', None), e
             fails = 0 if part.size-best>=max(1, self.slow[0]*self.slow[1]) else fails+1
             best = max(best, part.size)
         if wrongs>=WRONG: raise Wrong(f"{why} ({wrongs} attempts)")
-        if fails>=host.tries: raise _Silent(f"{why} ({fails} attempts)")
+        if fails>=host.tries: raise _Silent(no_answer(name, fails, last) if unreached(last) else f"{why} ({fails} attempts)")
         wait = backoff(max(wrongs, fails, 1)-1) if busy is None or busy[1] is None else busy[1]
         if busy: self.ask.hosts[busy[0]].pause(wait)
         else: await asyncio.sleep(wait)

@@ -205,7 +205,7 @@ class _Gathering:
         "Whether the budget has ended"
         b = self.how.budget
         much = b.max_bytes is not None and self.sizes.total()>=b.max_bytes
-        self.stop = self.stop or b.closed(datetime.now()) or (f'{self.sizes.total():,} bytes were fetched, which is all this run may' if much else '')
+        self.stop = self.stop or b.closed(datetime.now()) or (f'{self.sizes.total():,} bytes were fetched; the limit was {b.max_bytes:,}' if much else '')
         return bool(self.stop)
 
 # %% ../../nbs/01_collect/80_world.ipynb #6bf7d70f
