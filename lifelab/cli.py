@@ -65,12 +65,13 @@ def own_data(
 
 # %% ../nbs/90_cli.ipynb #c9fce055
 def show_rows(
-    rows:list[dict], # Rows of the same keys
+    rows:list[dict], # Rows of the same keys; nothing is printed when there are none
     title:str='', # Above the table
 ):
     "Print rows as a table"
     from rich.console import Console
     from rich.table import Table
+    if not rows: return
     t = Table(title=title or None, title_justify='left', box=None, header_style='bold')
     for k in rows[0]: t.add_column(k, justify='left' if isinstance(rows[0][k], str) else 'right', overflow='fold')
     for r in rows: t.add_row(*(f'{v:,}' if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v) for v in r.values()))
@@ -185,10 +186,12 @@ def collecting_of(
 )->dict: # profile, sources, mixed, and data and licence where the lab has them
     "Parameters of stage 1 from the arguments and what the lab remembers"
     past = remember(lab, None) if lab.exists() else {}
-    told = [t.strip() for t in past.get('sources', '').split(';') if t.strip()]
+    told, world = [t.strip() for t in past.get('sources', '').split(';') if t.strip()], import_module('lifelab.collect.world')
+    what = [world.settled(w) for w in a.what]
     wrong = [t for t in a.forget if t not in told]
     if wrong: raise ValueError(f"{wrong[0]!r} is not among what {lab} collects: {'; '.join(told) or 'nothing beside its profile'}")
-    asked = [t for t in dict.fromkeys([*told, *a.what]) if t not in a.forget]
+    asked = [t for t in dict.fromkeys([*told, *what]) if t not in a.forget]
+    for t in asked: _still(world, t, t in told)
     if a.alone and not asked: raise ValueError('--alone leaves nothing to collect: name something, such as ncbi:U00096.3')
     keep = {k: past[k] for k in ('data', 'licence') if k in past}
     return dict(keep, profile=nearest(a.profile, PROFILES, 'profile'), sources='; '.join(asked), mixed=not a.alone)
@@ -201,6 +204,12 @@ def how_of(
     world, load = import_module('lifelab.collect.world'), import_module('lifelab.collect.download')
     return world.How(load.Budget.of(a.window, max_bytes=a.max_bytes, rate=a.rate), world.how_now().instead, a.refresh, a.full, a.fetch_all)
 
+# %% ../nbs/90_cli.ipynb #0209cc71
+def _still(world, word, old):
+    "Raise ValueError unless a word can be collected"
+    try: world.card_of(word)
+    except ValueError as e: raise ValueError(f"{e} (remembered from before; --forget '{word}' takes it out)" if old else str(e)) from None
+
 # %% ../nbs/90_cli.ipynb #03a3e527
 def cmd_collect(a)->int:
     "Collect from services, addresses and cards; refresh, or say what it would amount to"
@@ -210,19 +219,20 @@ def cmd_collect(a)->int:
     if a.dry_run:
         rows, sums = forecast.dry_run(lab, forecast.chosen_cards(given['profile'], given['sources'], given['mixed']), how)
         show_rows(rows, f'{lab}: what it would amount to'); print(sums)
-        return 0
+        return 2 if rows and all(r['note'].startswith('cannot be asked') for r in rows) else 0
     lab.mkdir(parents=True, exist_ok=True); remember(lab, given)
     before = changed.last_runs(lab)
     report, stopped = _collect(lab, how, given)
     asked = {s for s,run in changed.last_runs(lab).items() if before.get(s, run)!=run}
     if rows := [r for r in changed.changes(lab, 3) if r['source'] in asked]: show_rows(rows, 'What is different')
-    elif a.refresh: print('Nothing is different.')
-    _collected(lab, forecast.sized)
+    elif a.refresh and not stopped: print('Nothing is different.')
+    _collected(lab, {c.name for c in import_module('lifelab.collect.world').wanted_cards(given['sources'])}, forecast.sized)
     if stopped: print(f"{stopped}\nRun the same command again to go on."); return 4
     _untold(lab)
     papers = import_module('lifelab.collect.publish').publish(stage_folder(lab, 'collect'))
     print(f"papers: {', '.join(papers)} in {stage_folder(lab, 'collect')}")
-    print(f"{lab}: {report.note['files']:,} files of {report.note['sources']:,} sources, {forecast.sized(report.note['bytes'])}")
+    some = lambda n, what: f'{n:,} {what}'+'s'*(n!=1)
+    print(f"{lab}: {some(report.note['files'], 'file')} of {some(report.note['sources'], 'source')}, {forecast.sized(report.note['bytes'])}")
     if a.mirror: _mirrored(lab, a.mirror)
     return 0
 
@@ -236,16 +246,22 @@ def _collect(lab, how, given):
 
 # %% ../nbs/90_cli.ipynb #9f477997
 def _untold(lab):
-    "Print the sources that could not be had, with the reason"
+    "Print what could not be had, with the reason: each source, and things by their reason"
     import pyarrow.parquet as pq
-    gone = pq.read_table(stage_folder(lab, 'collect')/'dropped.parquet', filters=[('reason', '=', 'source not fetched')]).to_pylist()
-    for d in gone: print(f"lifelab: {d['source']} could not be had, and is tried again next time: {d['detail']}", file=sys.stderr)
+    gone = pq.read_table(stage_folder(lab, 'collect')/'dropped.parquet').to_pylist()
+    held = {}
+    for d in gone: held.setdefault((d['source'], d['reason']), []).append(d)
+    for (source,reason),ds in held.items():
+        if reason not in ('not fetched', 'not offered', 'nothing found'): continue
+        print(f"lifelab: {source}: {len(ds):,} {reason}, such as {ds[0]['path']}: {ds[0]['detail'][:200]}", file=sys.stderr)
+    for d in (d for d in gone if d['reason']=='source not fetched'):
+        print(f"lifelab: {d['source']} could not be had, and is tried again next time: {d['detail']}", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #7ee8eae4
-def _collected(lab, sized):
+def _collected(lab, names, sized):
     "Print what became of each source at a service"
     with import_module('lifelab.collect.ledger').Ledger(stage_folder(lab, 'collect')/'ledger.sqlite') as book:
-        counts = {n: book.count(n) for n in import_module('lifelab.collect.changes').last_runs(lab)}
+        counts = {n: book.count(n) for n in import_module('lifelab.collect.changes').last_runs(lab) if n in names}
     states = ('kept', 'wanted', 'held', 'failed', 'withdrawn')
     rows = [{'source':n, **{s: f'{c.get(s, (0, 0))[0]:,}' for s in states}, 'size':sized(sum(b for _,b in c.values()))} for n,c in counts.items()]
     if rows: show_rows(rows)

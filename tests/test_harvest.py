@@ -108,6 +108,23 @@ def test_one_bad_source_does_not_stop_the_others(lifelab, tmp_path):
     assert done.returncode==0 and 'could not be had' in done.stderr
     assert set(items(tmp_path/'lab').source)=={'pds-perseverance-navcam'} and list(dropped(tmp_path/'lab').reason)==['source not fetched']
 
+def test_a_wrong_word_is_not_remembered(lifelab, tmp_path):
+    lab = tmp_path/'lab'
+    for word,says in (('nbci:U00096.3', "did you mean 'ncbi'"), ('nothere.csv', 'nothing that can be collected'), ('mine.md', 'there is no data card')):
+        done = said(lifelab, {}, lab, 'collect', word, '--alone')
+        assert done.returncode==2 and says in done.stderr and 'Traceback' not in done.stderr
+    with world() as (instead, _): assert said(lifelab, instead, lab, 'collect', 'ncbi:U00096.3', '--alone').returncode==0
+    assert json.loads((lab/'settings.json').read_text())['sources']=='ncbi:U00096.3'
+
+def test_a_source_that_has_nothing_is_told_and_stops_nobody(lifelab, tmp_path):
+    lab = tmp_path/'lab'
+    with world() as (instead, _):
+        done = said(lifelab, instead, lab, 'collect', 'xeno-canto:gen:Nothofagus', 'ncbi:U00096.3', '--alone')
+        assert done.returncode==0 and 'nothing found' in done.stderr, done.stderr
+        ran = said(lifelab, instead, lab, 'run', '--only', 'collect')
+    assert ran.returncode==0, ran.stderr
+    assert list(dropped(lab).reason)==['nothing found']
+
 def test_a_planted_key_is_nowhere(lifelab, whole, tmp_path):
     "Not in the ledger, a manifest, an executed notebook, an error or what is printed"
     lab, done = whole

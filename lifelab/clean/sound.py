@@ -166,7 +166,9 @@ def audio_clips(
         said = f'{title}, second {a/rate:.1f} to {b/rate:.1f} of {whole:.1f}'
         if (b-a)/rate<LEAST_SECONDS: yield drop('too short', f'{(b-a)/rate:.3f} s, less than {LEAST_SECONDS} s', said)
         elif (loud := decibels(x[a:b]))<QUIET: yield drop('silent clip', f'{loud:.0f} dB of full scale, under {QUIET:.0f}', said)
-        else: yield dict(about, modality='audio', title=title, caption='. '.join(filter(None, (said, told))), seconds=(b-a)/rate, start=a/rate, part=i, blob=to_wav(x[a:b], rate))
+        else:
+            words = '. '.join(filter(None, (said, told)))
+            yield dict(about, modality='audio', title=title, caption=words, seconds=(b-a)/rate, start=a/rate, part=i, blob=to_wav(x[a:b], rate))
     if rest/rate>=.01: yield drop('short rest', f'{rest/rate:.2f} s after the last clip of {clip_seconds:g} s', title)
 
 # %% ../../nbs/02_clean/52_sound.ipynb #135869a4

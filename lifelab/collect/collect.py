@@ -69,7 +69,7 @@ def source_rows(
 
 # %% ../../nbs/01_collect/90_collect.ipynb #71d752b0
 ENTRY = ('name', 'title', 'version', 'package', 'licence', 'licence_evidence', 'used', 'why', 'attribution', 'citation', 'url',
-    'domain', 'modality', 'language', 'region', 'school', 'files', 'bytes', 'sha256', 'service', 'query')
+    'domain', 'modality', 'language', 'region', 'school', 'files', 'bytes', 'sha256', 'service', 'query', 'body')
 
 # %% ../../nbs/01_collect/90_collect.ipynb #75c1383a
 def _licence(rows):
@@ -98,7 +98,8 @@ def entry(
     if rows: found['licence'] = _licence(rows)
     said |= {k: v for k,v in found.items() if v} | dict(used=any(r['train'] for r in rows), why=problem or _reason(rows))
     said |= dict(files=len(rows), bytes=sum(r['bytes'] for r in rows))
-    return {k: said[k] for k in ENTRY if k not in ('service', 'query') or said[k]}
+    said['body'] = card.body if card.service else ''
+    return {k: said[k] for k in ENTRY if k not in ('service', 'query', 'body') or said[k]}
 
 # %% ../../nbs/01_collect/90_collect.ipynb #3d5efac4
 def fetched(
@@ -316,5 +317,7 @@ def _nothing(parts):
     why = sorted({f"{d['reason']}: {d['detail']}" for p in parts for d in p['dropped']})
     some = '; '.join(why[:3]) or 'no files were found'
     unknown = any('no licence' in w for w in why)
-    mend = 'give a licence with --licence, such as CC-BY-4.0' if unknown else 'see dropped.parquet and manifest.yaml'
+    own = any(d['source']==SOURCE for p in parts for d in p['dropped'])
+    how = 'with --licence, such as CC-BY-4.0' if own else 'where it is asked for: licence=… behind a bucket, a column `licence` in a list of addresses'
+    mend = f'give a licence {how}' if unknown else 'see dropped.parquet and manifest.yaml'
     return f"nothing was collected that may be used: {some}. To mend it, {mend}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .cards import cards
 from .item import Mark
-from .ledger import Ledger
+from .ledger import Ledger, stamp
 from .pace import Host
 from .session import Session, wait_for
 from .verdict import verdict
@@ -48,15 +48,17 @@ def reckon(
     rate:float, batch:int=1, # Requests a second that its host allows, and things to a request
     speed:float=SPEED, # Bytes a second
     fetch_all:bool=False, # Also what may not be trained on
+    have=(), # Ids of what is here already
 )->dict: # items, fetched, bytes, hours, licences (SPDX → things), at_least (the source does not say how many)
     "Reckon a source from the beginning of its listing"
-    n, scale = len(items), (total or len(items))/max(1, len(items))
-    take = [i for i in items if not i.problem and not i.withdrawn and (fetch_all or i.data is not None or verdict(i)[0])]
+    scale = (total or len(items))/max(1, len(items))
+    items = [i for i in items if not i.withdrawn]
+    take = [i for i in items if i.id not in have and not i.problem and (fetch_all or i.data is not None or verdict(i)[0])]
     known = [s for i in take if (s := _bytes_of(i)) is not None]
     size = sum(known)*(len(take)/max(1, len(known)))*scale
     secs = max(sum(i.data is None for i in take)*scale/batch/rate, size/speed)
     by = Counter(i.licence for i in items)
-    return dict(items=round(n*scale), fetched=round(len(take)*scale), bytes=round(size) if known or not take else None, hours=secs/3600,
+    return dict(items=round(len(items)*scale), fetched=round(len(take)*scale), bytes=round(size) if known or not take else None, hours=secs/3600,
         licences={k: round(v*scale) for k,v in by.most_common()}, at_least=total is None)
 
 # %% ../../nbs/01_collect/84_forecast.ipynb #d4ee0e10
@@ -84,10 +86,13 @@ async def _rows(world, ledger, how):
     hosts = {h: replace(x) for c in world for h,x in module_of(c.service).HOSTS.items()}
     async def one(c, ask, book):
         try: items, total = await _beginning(c, ask)
-        except (ValueError, OSError) as e: return dict(source=c.name, items=None, fetched=None, bytes=None, hours=None, licences={}, note=str(e))
+        except (ValueError, OSError) as e:
+            return dict(source=c.name, items=None, fetched=None, bytes=None, hours=None, licences={}, note=f'cannot be asked: {e}')
         m, url = module_of(c.service), next((i.url for i in items if i.url), '')
         rate = min([ask.host(url).rate] if url else [h.rate for h in m.HOSTS.values()] or [Host().rate])
-        r = reckon(items, total, rate, 1 if url else getattr(m, 'BATCH', 1), book.speed(c.name) or book.speed() or SPEED, how.fetch_all)
+        speed = min(book.speed(c.name) or SPEED, how.budget.rate or float('inf'))
+        have = {i.id for i in items if (r := book.get(c.name, i.id)) and r['state']=='kept' and r['stamp']==stamp(i)}
+        r = reckon(items, total, rate, 1 if url else getattr(m, 'BATCH', 1), speed, how.fetch_all, have)
         note = 'at least: it does not say how many' if r.pop('at_least') else ''
         return dict(r, source=c.name, note=note)
     with Ledger(ledger) as book:
@@ -135,4 +140,5 @@ def dry_run(
     shown = [{'source':r['source'], 'things':many(r['items']), 'fetched':many(r['fetched']), 'size':sized(r['bytes']), 'time':lasting(r['hours']),
         'licences':', '.join(f'{k} ({v:,})' for k,v in list(r['licences'].items())[:4]), 'note':r['note'][:160]} for r in rows]
     short = '' if sums['bytes']<.9*sums['free'] else ': it does not fit'
-    return shown, f"{sized(sums['bytes'])} in about {lasting(sums['hours'])}; {sized(sums['free'])} of disk are free{short}. Nothing was fetched."
+    least = 'at least ' if any(r['fetched'] and r['bytes'] is None for r in rows) else ''
+    return shown, f"{least}{sized(sums['bytes'])} in about {lasting(sums['hours'])}; {sized(sums['free'])} of disk are free{short}. Nothing was fetched."

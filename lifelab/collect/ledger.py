@@ -236,11 +236,11 @@ def clocked(self,
 @method(Ledger)
 def speed(self,
     source:str='', # Name of the source; '' for all together
-)->float|None: # Bytes a second; None before anything was fetched
+)->float|None: # Bytes a second; None before a megabyte was fetched
     "Measured speed"
     q = 'select sum(bytes), sum(seconds) from speeds'+(' where source=?' if source else '')
     b, s = self.db.execute(q, (source,) if source else ()).fetchone()
-    return b/s if b and s else None
+    return b/s if b and b>=1_000_000 and s else None
 
 # %% ../../nbs/01_collect/23_ledger.ipynb #18ea704e
 @method(Ledger)
