@@ -73,7 +73,7 @@ def test_bibtex_is_read_by_another_parser(lab):
     assert library.failed_blocks==[] and len({e.key.lower() for e in library.entries})==len(library.entries)
     refs = json.loads((where/'citations.json').read_text())
     assert [e.key for e in library.entries]==[key_of(r['id']) for r in refs]
-    assert len(refs)==4+sum(bool(r['citation']) or r['url'].startswith('https://doi.org') for r in rows)
+    assert 'absent' not in {r['id'] for r in refs} and len(refs)==3+sum(bool(r['citation']) or r['url'].startswith('https://doi.org') for r in rows)
     by = {e.key: e for e in library.entries}
     for r in refs:
         e = by[key_of(r['id'])]
@@ -186,10 +186,25 @@ def test_the_bill_holds_each_file_in_its_package(lab):
 
 def test_the_papers_are_the_same_when_written_again(lab):
     where, _ = lab
-    names = ('citations.json', 'citations.bib', 'ATTRIBUTION.md', 'bill.spdx.json', 'DATASET.md', 'croissant.json')
-    before = {n: (where/n).read_bytes() for n in names}
+    before = {n: (where/n).read_bytes() for n in PAPERS}
     for write in (cite, attribution, bill, croissant, datacard): write(where)
-    assert {n: (where/n).read_bytes() for n in names}==before and not list(where.glob('.*.tmp'))
+    assert {n: (where/n).read_bytes() for n in PAPERS}==before and not list(where.glob('.*.tmp'))
+
+PAPERS = ('citations.json', 'citations.bib', 'ATTRIBUTION.md', 'bill.spdx.json', 'DATASET.md', 'croissant.json')
+
+def test_no_paper_tells_where_the_disk_is(tmp_path):
+    where, disk = tmp_path/'lab'/'01_collect', 'file:///home/ana/frog calls/'
+    made(where, 12)
+    rows = [r if i else r | dict(attribution=disk, url=disk, evidence='as given by who asked for it', id=f'{disk}a.wav', title='a.wav', licence='CC-BY-4.0', train=True,
+        citation=json.dumps(dict(title='A', type='song', URL=f'{disk}a.wav'))) for i,r in enumerate(rows_of(where))]
+    pq.write_table(pa.Table.from_pylist(rows), where/'items.parquet')
+    gone = [r | dict(detail=f'{disk}b.wav: no such file') for r in rows_of(where, (), 'dropped.parquet')]
+    pq.write_table(pa.Table.from_pylist(gone), where/'dropped.parquet')
+    entries = [e | dict(title=f'bucket:{disk} licence=CC-BY-4.0', url=disk, citation='', service='bucket', body=f'**Limits.** Only {disk}.') for e in sources_of(where)]
+    (where/'manifest.yaml').write_text(yaml.safe_dump(entries))
+    for write in (cite, attribution, bill, croissant, datacard): write(where)
+    for n in PAPERS: assert '/home' not in (where/n).read_text() and 'frog calls' in (where/n).read_text(), n
+    assert 'How the licence is known: as given by who asked for it' in (where/'ATTRIBUTION.md').read_text()
 
 # -- pages for people ---------------------------------------------------------------------------------
 

@@ -118,15 +118,20 @@ def _head(where, name):
         creationInfo=dict(created=made, creators=[f'Tool: lifelab-{__version__}']), comment='Data, collected for training models; not software.')
 
 # %% ../../nbs/01_collect/76_bill.ipynb #dcac63a9
+def _agreed(entry, evidence):
+    "A source with the evidence of its files, where they all state the same"
+    return entry | dict(licence_evidence=next(iter(evidence))) if evidence and len(evidence)==1 and any(evidence) else entry
+
 def _write(f, where, name):
     "Write the bill into an open file"
-    sha1s, found, evidence, entries = {}, {}, {}, sources_of(where)
+    sha1s, found, evidence, known, entries = {}, {}, {}, {}, sources_of(where)
     def files():
         for row,sha1 in _hashed(where):
             out = _file(row, sha1)
             ids = [i for i in out['licenseInfoInFiles'] if i!='NOASSERTION']
             sha1s.setdefault(row['source'], []).append(sha1); found.setdefault(row['source'], set()).update(ids)
             for i in ids: evidence.setdefault(i, row['evidence'])
+            if len(k := known.setdefault(row['source'], set()))<2: k.add(row['evidence'])
             yield out
     def relations():
         link = lambda a, how, b: dict(spdxElementId=a, relationshipType=how, relatedSpdxElement=b)
@@ -134,7 +139,7 @@ def _write(f, where, name):
         for r in rows_of(where, ('source', 'path')): yield link(element('Source', r['source']), 'CONTAINS', element('File', r['source'], r['path']))
     f.write('{'+json.dumps(_head(where, name), ensure_ascii=False)[1:-1]+',\n')
     _listed(f, 'files', files()); f.write(',\n')
-    _listed(f, 'packages', (_package(e, sha1s.get(e['name'], []), found.get(e['name'], set())) for e in entries)); f.write(',\n')
+    _listed(f, 'packages', (_package(_agreed(e, known.get(e['name'])), sha1s.get(e['name'], []), found.get(e['name'], set())) for e in entries)); f.write(',\n')
     _listed(f, 'relationships', relations()); f.write(',\n')
     refs = {i for ids in found.values() for i in ids} | {i for e in entries for i in identifiers(stated(e.get('licence') or ''))}
     said = {i: e.get('licence_evidence') for e in entries for i in identifiers(e.get('licence') or '')} | {k: v for k,v in evidence.items() if v}

@@ -42,13 +42,13 @@ def prose(
     body_of = lambda name: known[name].read_text(encoding='utf-8').split('---\n', 2)[-1] if name in known else ''
     plain = lambda t: ' '.join(re.sub(r'[*`]|\[([^]]*)\]\([^)]*\)', lambda m: m[1] or '', t).split())
     def told(body, head):
-        m = re.search(rf'\*\*{head}\.?\*\*\.?\s*(.*?)(?=\n\s*\n|\Z)', body, re.S)
+        m = re.search(rf'(?:\*\*|^#+ +){head}[.:]?(?:\*\*)?[.:]?\s+(.*?)(?=\n\s*\n|\Z)', body, re.S|re.M)
         return plain(m[1]) if m else ''
     out = {}
     for e in entries:
         body = e.get('body') or body_of(e['name'])
         lead = [p for p in body.split('\n\n') if p.strip() and p.lstrip()[0] not in '#*|']
-        out[e['name']] = dict(lead=plain(lead[0]) if lead else '', bias=told(body, 'Over- and under-represented'), limits=told(body, 'Limits'))
+        out[e['name']] = dict(lead=plain(lead[0]) if lead else '', bias=told(body, 'Over- and under-represented'), limits=told(body, 'Limit(?:ation)?s'))
     return out
 
 # %% ../../nbs/01_collect/72_croissant.ipynb #90be3fac
