@@ -199,7 +199,7 @@ def no_answer(
 )->str:
     "Why a host gave no answer, for a person to read"
     times = 'once' if tries==1 else f'{tries} times'
-    if not unreached(e): return f"{host} gave no answer (tried {times}): {type(e).__name__}: {e}"
+    if not unreached(e): return f"{host} gave no answer (tried {times}): {type(e).__name__}{f': {e}' if str(e) else ''}"
     cause = getattr(e, 'strerror', '') or ' '.join(str(e).split()) or type(e).__name__
     return f"{host} cannot be reached (tried {times}): is this machine online? ({cause[:120]})"
 
