@@ -255,6 +255,27 @@ def test_the_hub_reads_the_card(lab):
     assert card.data.size_categories==['n<1K'] and set(card.data.language)=={'en', 'ja'} and card.data.configs[0]['data_files']=='items.parquet'
     assert {'cc-by-4.0', 'cc-by-sa-4.0', 'cc0-1.0', 'mit', 'other'}<=set(card.data.license) and all(l==l.lower() for l in card.data.license)
 
+# -- a source of one's own ----------------------------------------------------------------------------------
+
+def test_what_is_to_be_kept_of_an_own_source_stands_by_itself(tmp_path):
+    import re
+    from lifelab.collect.cards import read_card
+    from lifelab.collect.croissant import prose
+    where = Path(__file__).resolve().parent.parent/'nbs'/'01_collect'
+    cells = [(c['cell_type'], ''.join(c['source'])) for c in json.loads((where/'98_add_a_source.ipynb').read_text())['cells']]
+    at = lambda head: next(i for i,(kind,s) in enumerate(cells) if kind=='markdown' and s.startswith(f'## {head}'))
+    made = {}
+    exec('\n'.join(s for kind,s in cells[at('The whole of it'):at('Try it')] if kind=='code'), made)
+    item = made['item_of'](dict(id='H1', name='Viola', place='Lund', licence='https://creativecommons.org/licenses/by/4.0/', by='B. Ek'))
+    assert item.licence=='CC-BY-4.0' and made['HOSTS'] and made['query_of']('viola')==dict(genus='Viola')
+    keep = cells[at('Keep it')][1]
+    number = re.search(r'nbs/01_collect/(\d\d)_herbarium', keep)[1]
+    assert not [n for n in where.glob(f'{number}_*.ipynb') if n.stem!=f'{number}_herbarium'] and int(number)>14
+    name = re.search(r'data_cards/([\w-]+)\.md', keep)[1]
+    (tmp_path/f'{name}.md').write_text(re.search(r'```markdown\n(.*?)```', keep, re.S)[1])
+    card = read_card(tmp_path/f'{name}.md')
+    assert card.query==dict(genus='Viola') and all(prose([dict(name=name, body=card.body)])[name].values())
+
 # -- the policy -----------------------------------------------------------------------------------------
 
 def test_licences_add_up(lab):
