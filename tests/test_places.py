@@ -231,6 +231,37 @@ def test_google_lists_in_the_same_words():
     assert [(i.id, i.url, i.path, i.format) for i in items]==[('gs://genomes/ref/a.fa', 'https://storage.googleapis.com/genomes/ref/a.fa', 'a.fa', 'fasta')]
 
 
+SHELF = {'a.png':b'P', 'a.png-2.wav':b'W', 'a.png.license':b'CC-BY-NC-4.0', 'b.png':b'P', 'c.png':b'P', 'c.png.license':b'SPDX-License-Identifier: MIT', 'd.png':b'P', 'd.png.license':b'x'}
+SAID = {'a.png':'CC-BY-NC-4.0', 'a.png-2.wav':'CC0-1.0', 'b.png':'CC0-1.0', 'c.png':'MIT', 'd.png':'unknown'}
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 4, 9])
+def test_a_licence_beside_an_object_counts_wherever_the_page_ends(n):
+    def app(req):
+        if req.get('list-type')!='2': return Reply(body=SHELF[req.path[1:]]) if req.path[1:]!='d.png.license' else Reply(404)
+        left = sorted(k for k in SHELF if k>req.get('start-after', ''))
+        return page(left[:n], len(left)>n)
+    with replay(app) as at:
+        items, marks = asked(bucket, {'url':'s3://reef/', 'licence':'CC0-1.0'}, {REEF:at})
+        assert {i.path: i.licence for i in items}==SAID and len(items)==len(SAID) and not any(i.problem for i in items)
+        for k in range(1, len(marks)):
+            before, some = asked(bucket, {'url':'s3://reef/', 'licence':'CC0-1.0'}, {REEF:at}, stop=k)
+            after, _ = asked(bucket, {'url':'s3://reef/', 'licence':'CC0-1.0'}, {REEF:at}, mark=Mark(some[-1].resume))
+            assert {i.path: i.licence for i in before+after}==SAID and len(before+after)==len(SAID), 'it goes on between a file and its licence'
+
+
+def test_a_licence_beside_a_file_of_a_web_folder_and_of_another_storage():
+    def app(req):
+        if req.path=='/pub/': return Reply(200, {'Content-Type':'text/html'}, ''.join(f'<a href="{n}">x</a>' for n in SHELF).encode())
+        return Reply(404) if req.path=='/pub/d.png.license' else Reply(body=SHELF[req.path[5:]])
+    with replay(app) as at: items, _ = asked(bucket, {'url':'https://old.org/pub/', 'licence':'CC0-1.0'}, {'https://old.org':at})
+    assert {i.path: i.licence for i in items}==SAID and not any(verdict(i)[0] for i in items if i.path in ('a.png', 'd.png'))
+    import fsspec
+    for n, data in SHELF.items(): fsspec.filesystem('memory').pipe(f'/beside/{n}', data)
+    items, _ = asked(bucket, {'url':'memory://beside', 'licence':'CC0-1.0'})
+    assert {i.path: i.licence for i in items}==SAID
+
+
 # Web folders and disks ----------------------------------------------------------------------------------------------------------------------
 
 TREE = {'/pub/': ['a.fa', 'x y.txt', 'sub/', 'shut/', '../', '/etc/passwd', '?C=M', 'https://evil.org/b.fa', 'sub/deep/c.fa', '%2e%2e/'], '/pub/sub/':['b.fa', '../', '/pub/']}
@@ -264,6 +295,18 @@ def test_a_disk(tmp_path):
     (tmp_path/'disk'/items[0].path).write_text('longer than it was listed')
     with pytest.raises(ValueError, match='list it again'): asyncio.run(fetch_file(items[0], part))
     with pytest.raises(ValueError, match='no folder'): asked(bucket, {'url':f'file://{tmp_path}/nowhere'})
+
+
+def test_a_disk_speaks_for_itself(tmp_path):
+    for n, data in SHELF.items(): (tmp_path/n).write_bytes(data)
+    (tmp_path/'poem.txt').write_text('SPDX-FileCopyrightText: 2025 A. Lovelace\nSPDX-License-Identifier: CC-BY-ND-4.0\n')
+    (tmp_path/'bad.fa.gz').write_bytes(b'no gzip'); (tmp_path/'b.png.license').symlink_to(tmp_path/'poem.txt'); os.mkfifo(tmp_path/'pipe.txt')
+    items, _ = asked(bucket, {'url':f'file://{tmp_path}', 'licence':'CC0-1.0'})
+    assert {i.path: i.licence for i in items if not i.problem}==SAID | {'b.png':'unknown', 'poem.txt':'CC-BY-ND-4.0'}
+    assert {i.path for i in items if i.problem}=={'bad.fa.gz', 'pipe.txt'} and not any(verdict(i)[0] for i in items if i.path in ('a.png', 'b.png', 'd.png', 'poem.txt'))
+    assert {i.attribution for i in items}=={'own data', '2025 A. Lovelace'} and not any(str(tmp_path) in i.about+i.url+i.title+i.attribution+i.evidence for i in items)
+    given, *_ = asked(bucket, {'url':f'file://{tmp_path}', 'attribution':'the moss group'})[0]
+    assert given.attribution=='the moss group'
 
 
 def test_content_in_memory(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'MEDIA', 'ENDINGS', 'OPENERS', 'BESIDE', 'MOST_BYTES', 'MOST
 
 # %% ../../nbs/01_collect/50_folder.ipynb #64fee310
 import bz2, difflib, gzip, lzma, os, re, stat, zlib
+from functools import lru_cache
 from pathlib import Path
 
 from .paper import FRONT, paper, thanks
@@ -68,6 +69,7 @@ def licence_line(
     return clean(name), clean(who)
 
 # %% ../../nbs/01_collect/50_folder.ipynb #7e4f5d26
+@lru_cache(1000)
 def check_licence(
     licence:str, # What the user wrote; '' for none
 )->str: # The same
