@@ -182,11 +182,14 @@ def test_errors_of_servers_of_others_help(peer):
 WHOLE = [h.name for h in SHELF]
 
 @pytest.mark.parametrize('plan', [['429', '503', '503', '429', '503', None, '429'], [None, '503', None, '429', '429', None, '503'], [None, 'cut', None, 'cut'],
-    ['html', None, None, 'html'], [None, 'half gzip', None, 'half gzip'], [None, 'wrong bytes', None, 'wrong bytes'], ['drip']*4, [None, 'huge', None, 'huge']])
+    ['html', None, None, 'html'], [None, 'half gzip', None, 'half gzip'], [None, 'wrong bytes', None, 'wrong bytes'], ['drip']*4])
 @pytest.mark.parametrize('dialect', ['plain', 'philarchive'])
 def test_faults_that_pass_lose_and_double_nothing(plan, dialect):
     items, marks, seen = run(faulty(replay_oai(dialect), plan), service=harvest)
     assert names(items)==WHOLE and len(seen)==5+sum(p not in (None, 'drip') for p in plan)
+
+def test_a_declared_length_beyond_reason_is_refused_unread():
+    with pytest.raises(ValueError, match='10000000000 bytes, more than'): run(faulty(replay_oai('plain'), [None, 'huge']), service=harvest)
 
 def test_a_redirect_inward_is_refused():
     with pytest.raises(ValueError, match='may not send us'): run(faulty(replay_oai(), [None, None, 'inward']))
