@@ -115,7 +115,8 @@ def cmd_run(a)->int:
     page = lab/'report.html'
     if ran or not page.exists(): page = pages_of(lab)
     show_rows(rows, f'\n{lab}: {sum(r["seconds"] for r in rows):,.0f} s')
-    if ran and before: _anew(redone(before, units_of(lab)))
+    stages = {r['stage'] for r in ran}
+    if ran and before: _anew([r for r in redone(before, units_of(lab)) if r['stage'] in stages])
     print(next_steps(lab, page))
     return 0
 
