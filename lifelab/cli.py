@@ -218,7 +218,7 @@ def cmd_collect(a)->int:
     lab, how = lab_of(a), how_of(a)
     given = collecting_of(a, lab)
     if a.dry_run:
-        rows, sums = forecast.dry_run(lab, forecast.chosen_cards(given['profile'], given['sources'], given['mixed']), how)
+        rows, sums = forecast.dry_run(lab, import_module('lifelab.collect.world').chosen_cards(given['profile'], given['sources'], given['mixed']), how)
         show_rows(rows, f'{lab}: what it would amount to'); print(sums)
         return 2 if rows and all(r['note'].startswith('cannot be asked') for r in rows) else 0
     lab.mkdir(parents=True, exist_ok=True); remember(lab, given)
@@ -262,7 +262,7 @@ def _untold(lab):
 def _collected(lab, names, sized):
     "Print what became of each source at a service"
     with import_module('lifelab.collect.ledger').Ledger(stage_folder(lab, 'collect')/'ledger.sqlite') as book:
-        counts = {n: book.count(n) for n in import_module('lifelab.collect.changes').last_runs(lab) if n in names}
+        counts = {n: book.count(n) for n in book.runs() if n in names}
     states = ('kept', 'wanted', 'held', 'failed', 'withdrawn')
     rows = [{'source':n, **{s: f'{c.get(s, (0, 0))[0]:,}' for s in states}, 'size':sized(sum(b for _,b in c.values()))} for n,c in counts.items()]
     if rows: show_rows(rows)

@@ -58,3 +58,8 @@ class Budget:
         if not self.window: return ''
         (a, b), t = hours_of(self.window), now.hour*60+now.minute
         return '' if (a<=t<b if a<b else t>=a or t<b) else f"it is {now:%H:%M}, outside the window {self.window}"
+    def spent(self,
+        n:int, # Bytes fetched in this run
+    )->str: # Why no more may be fetched; '' while more may
+        "Whether the bytes of the run are spent"
+        return f'{n:,} bytes were fetched; the limit was {self.max_bytes:,}' if self.max_bytes and n>=self.max_bytes else ''

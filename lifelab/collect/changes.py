@@ -35,7 +35,7 @@ def changes(
     "What the last listing of each source at a service found to be different"
     book = stage_folder(lab, 'collect')/'ledger.sqlite'
     if not book.exists(): return []
-    with Ledger(book) as b: return diff_rows({s: b.changes(s) for s in last_runs(lab)}, most)
+    with Ledger(book) as b: return diff_rows({s: b.changes(s) for s in b.runs()}, most)
 
 # %% ../../nbs/01_collect/86_changes.ipynb #489b7799
 def last_runs(
@@ -44,4 +44,4 @@ def last_runs(
     "Which listing of each source was the last"
     book = stage_folder(lab, 'collect')/'ledger.sqlite'
     if not book.exists(): return {}
-    with Ledger(book) as b: return dict(b.db.execute('select source, run from marks order by source'))
+    with Ledger(book) as b: return b.runs()

@@ -8,13 +8,12 @@ __all__ = ['READS', 'LIBRARIES', 'ENTRY', 'MAKERS', 'source_rows', 'entry', 'fet
 # %% ../../nbs/01_collect/90_collect.ipynb #6af70e40
 import json, shutil, warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
 
 from .archive import archive, beginning, matching, read
-from .cards import Card, Member, about, cards
+from .cards import Card, Member, about
 from .folder import SOURCE, folder
 from .ledger import Ledger
 from .paper import paper, thanks
@@ -23,7 +22,7 @@ from .session import wait_for
 from .simulate import batches, simulate
 from .store import Store
 from .wheels import wheels
-from .world import Unfinished, gather, how_now, pending, wanted_cards, world_part
+from .world import Unfinished, chosen_cards, gather, how_now, pending, world_part
 from ..core.lab import Stage, add_up, whole, write_json, write_table
 from ..core.licence import ruling
 from ..core.profile import nearest, profile as profile_of
@@ -223,15 +222,6 @@ def _dates(where, when):
     past = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     if when: write_json(path, {**past, **when})
 
-# %% ../../nbs/01_collect/90_collect.ipynb #3c7b4fc2
-def _asked(profile, own, mixed, sources):
-    "(cards of packages and makers, cards of services) that a run is to have"
-    asked = [*([] if own and not mixed else cards(profile_of(profile).sources)), *wanted_cards(sources)]
-    given = dict(profile_of(profile).permissions)
-    asked = [replace(c, permission=given[c.service]) if c.service in given and not c.permission else c for c in asked]
-    every = sorted({c.name: c for c in asked}.values(), key=lambda c: not c.reference)
-    return [c for c in every if not c.service], [c for c in every if c.service]
-
 # %% ../../nbs/01_collect/90_collect.ipynb #0c4188f9
 def _out(stage, world, book):
     "Cards of services that have to be asked, or whose unit has to be made"
@@ -276,7 +266,8 @@ def collect(
     "Fill lab/01_collect from data cards, services and a folder; ValueError when nothing can be used, Unfinished when the budget ends"
     if data and Path(lab).resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"the lab {lab} lies inside the data folder {data}: it would collect itself; put it elsewhere")
-    chosen, world = _asked(profile, bool(data) or bool(sources), mixed, sources)
+    asked = chosen_cards(profile, sources, mixed, bool(data))
+    chosen, world = ([c for c in asked if bool(c.service)==at_service] for at_service in (False, True))
     runs, params = profile_of(profile).sim_runs, dict(profile=profile, data=str(data), licence=licence, mixed=mixed, sources=sources)
     with Stage(lab, 'collect', params, READS, LIBRARIES) as stage, Ledger(stage.folder/'ledger.sqlite') as book:
         ready = {c.name: _batches_done(c, stage, runs) for c in chosen}

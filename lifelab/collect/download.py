@@ -141,7 +141,7 @@ async def _flow(self, n, item, part):
     "After each piece: count it, write what has gathered, keep to the speed limit, and judge the speed"
     self.spent += n
     if self.told: self.told(host_of(item.url), n)
-    if self.spent>=(self.budget.max_bytes or self.spent+1): self.halt('bytes', f"{self.spent:,} bytes were fetched; the limit was {self.budget.max_bytes:,}")
+    if why := self.budget.spent(self.spent): self.halt('bytes', why)
     if part.n_held>=BLOCK: await self._in_thread(part, part.write)
     if self.stop and part.size!=part.about.get('total'): raise asyncio.CancelledError
     part.n += n

@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'file_row', 'item_row', 'dropped_row']
 # %% ../../nbs/01_collect/26_row.ipynb #50159164
 import json
 from .address import safe_path
-from .item import Item
+from .item import Item, modality
 from .verdict import verdict
 from ..core.licence import ruling
 
@@ -30,9 +30,6 @@ def file_row(
     return {k: row.get(k, '') for k in COLUMNS}
 
 # %% ../../nbs/01_collect/26_row.ipynb #e78fd9d0
-_MEDIA = {'fasta':'', 'genbank':'dna', 'png':'image', 'jpeg':'image', 'tiff':'image', 'img':'image', 'wav':'audio', 'mp3':'audio', 'ogg':'audio',
-    'flac':'audio', 'mp4':'video', 'csv':'table', 'parquet':'table', 'sbml':'table'}
-
 def item_row(
     card, # Card of its source
     item:Item, # As the source offers it
@@ -42,7 +39,7 @@ def item_row(
     row = dict.fromkeys(COLUMNS, '') | {k: getattr(item, k) for k in ('format', 'licence', 'title', 'caption', 'id', 'version', 'evidence', 'md5', 'language')}
     row |= dict(item=sha, source=card.name, bytes=size, path=safe_path(item.path or item.id), train=verdict(item)[0], simulated=card.simulated)
     row |= {k: getattr(item, k) or getattr(card, k) for k in ('attribution', 'domain', 'language')}
-    row |= dict(url=item.about or item.url or card.url, modality=item.modality or card.modality or _MEDIA.get(item.format, 'text'))
+    row |= dict(url=item.about or item.url or card.url, modality=item.modality or card.modality or modality(item.format or 'text'))
     row |= dict(region=card.region, school=card.school, evidence=item.evidence or card.licence_evidence)
     as_json = lambda d: json.dumps(d, sort_keys=True, ensure_ascii=False) if d else ''
     row |= dict(citation=as_json(item.citation), request=as_json(item.request))
