@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from lifelab.collect import world
 from lifelab.collect import collect as stage
 from lifelab.collect.archive import Hostile, Limits, archive, matching, read
 from lifelab.collect.cards import cards, read_card
@@ -14,7 +15,7 @@ from lifelab.collect.store import Store
 from lifelab.core.profile import PROFILES
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = "import sys; from lifelab.collect import collect as m; from lifelab.collect.cards import cards; m.cards = lambda names: cards(None, sys.argv[2]); m.collect(sys.argv[1], 'tiny')"
+RUN = "import sys; from lifelab.collect import world; from lifelab.collect.cards import cards; from lifelab.collect.collect import collect; world.cards = lambda names: cards(None, sys.argv[2]); collect(sys.argv[1], 'tiny')"
 
 
 def sha(data): return hashlib.sha256(data).hexdigest()
@@ -48,7 +49,7 @@ def shop(tmp_path, monkeypatch):
         card(folder, wheel(index, f'lifelabx{i}', {'a.txt': data}), f'source-{i}', [dict(path=f'lifelabx{i}/a.txt', format='text', sha256=sha(data))])
     monkeypatch.setenv('PIP_NO_INDEX', '1')
     monkeypatch.setenv('PIP_FIND_LINKS', str(index))
-    monkeypatch.setattr(stage, 'cards', lambda names: cards(None, folder))
+    monkeypatch.setattr(world, 'cards', lambda names: cards(None, folder))
     return tmp_path
 
 
@@ -197,7 +198,7 @@ def test_offline(shop, monkeypatch):
 def test_no_index_answers(shop, monkeypatch):
     "A real index address where nobody listens"
     for k, v in dict(PIP_NO_INDEX='0', PIP_FIND_LINKS='', PIP_INDEX_URL='http://127.0.0.1:9/simple', PIP_EXTRA_INDEX_URL='', PIP_RETRIES='0').items(): monkeypatch.setenv(k, v)
-    monkeypatch.setattr(stage, 'cards', lambda names: cards(['source-1', 'source-2'], shop/'cards'))
+    monkeypatch.setattr(world, 'cards', lambda names: cards(['source-1', 'source-2'], shop/'cards'))
     t = time.monotonic()
     with pytest.raises(ValueError, match='could not be reached|No matching distribution'): stage.collect(shop/'lab', 'tiny')
     assert time.monotonic()-t < 60
@@ -236,10 +237,10 @@ def test_two_sources_share_a_wheel(tmp_path, monkeypatch):
     p = wheel(index, 'lifelabx', {'en.txt': 'life', 'fr.txt': 'vie'})
     for l, w in (('en', 'life'), ('fr', 'vie')): card(folder, p, f'words-{l}', [dict(path=f'lifelabx/{l}.txt', format='text', sha256=sha(w.encode()))], language=l)
     monkeypatch.setenv('PIP_NO_INDEX', '1'); monkeypatch.setenv('PIP_FIND_LINKS', str(index))
-    monkeypatch.setattr(stage, 'cards', lambda names: cards(names if isinstance(names, list) else None, folder))
+    monkeypatch.setattr(world, 'cards', lambda names: cards(names if isinstance(names, list) else None, folder))
     stage.collect(tmp_path/'lab', 'tiny')
     assert pd.read_parquet(tmp_path/'lab'/'01_collect'/'items.parquet').language.tolist() == ['en', 'fr']
-    monkeypatch.setattr(stage, 'cards', lambda names: cards(['words-en'], folder))
+    monkeypatch.setattr(world, 'cards', lambda names: cards(['words-en'], folder))
     stage.collect(tmp_path/'lab', 'tiny')
     left = [f for f in (tmp_path/'lab'/'01_collect'/'raw').rglob('*') if f.is_file()]
     assert sorted(f.name for f in left) == sorted([sha(b'life'), sha(p.read_bytes())]), 'a source that is no longer asked for takes its files along, not those of others'
