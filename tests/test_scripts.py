@@ -1,5 +1,5 @@
 """The page of short scripts: each cell is a program that stands alone and does what its prose says, in a folder with a tiny lab."""
-import json, re, sys
+import json, re, shutil, sys
 
 import pytest
 
@@ -24,9 +24,10 @@ def test_there_are_ten():
     assert len(scripts())==10 and set(scripts())==set(SAYS)
 
 @pytest.fixture(scope='module')
-def folder(tiny):
-    "The folder of the finished tiny run, with a genome and some notes of one's own"
-    work = tiny[0]
+def folder(tiny, tmp_path_factory):
+    "A copy of the finished tiny run, with a genome and some notes of one's own"
+    work = tmp_path_factory.mktemp('scripts')
+    shutil.copytree(tiny[0]/'lab', work/'lab')
     (work/'genome.fna').write_text('>first\n'+'ACGTTGCAAT'*4500+'\n>second\n'+'GATTACA'*20+'\n')
     (work/'notes').mkdir(exist_ok=True)
     moss = ' '.join(f'Moss number {i} grows on the north side of stone {i*7%13} and drinks the fog of morning {i}.' for i in range(20))
