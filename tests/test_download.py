@@ -164,14 +164,14 @@ def test_a_part_nobody_asked_for(tmp_path):
 
 def test_a_whole_part_needs_no_request(tmp_path):
     p = Part(tmp_path/'parts', sha(f'one\n{ONE.url}\n'.encode())[:40])
-    p.path.parent.mkdir()
+    (tmp_path/'parts').mkdir()
     p.anew(ONE.url, {'etag':'"1"'}, len(BODY), ''); p.add(BODY); p.save()
     with replay(one) as at: got, = fetch(at, [ONE], tmp_path)
     assert sound(got, tmp_path) and at.seen==[] and parts(tmp_path)==[]
 
 def test_a_whole_part_of_unknown_length(tmp_path):
     p = Part(tmp_path/'parts', sha(f'one\n{ONE.url}\n'.encode())[:40])
-    p.path.parent.mkdir()
+    (tmp_path/'parts').mkdir()
     p.anew(ONE.url, {'etag':'"1"'}, None, ''); p.add(BODY); p.save()
     with replay(one) as at: got, = fetch(at, [ONE], tmp_path)
     assert sound(got, tmp_path) and ranges(at)==['bytes=200000-'], '416 says that nothing follows'

@@ -60,7 +60,7 @@ class _Run:
     "One run of the engine"
     def __init__(self, ask, folder, store, budget, told, slow, most, now):
         self.ask, self.folder, self.store, self.budget, self.told, self.slow, self.now = ask, Path(folder), store, budget, told, slow, now
-        self.spent, self.owed, self.free_at, self.stop, self.silent = 0, 0, 0., None, {}
+        self.spent, self.owed, self.free_at, self.stop, self.silent, self.room_at = 0, 0, 0., None, {}, None
         self.under, self.tasks, self.feeder, self.room, self.out = {}, set(), None, asyncio.Semaphore(most), asyncio.Queue()
         self.threads = ThreadPoolExecutor(4, 'download')
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +70,10 @@ class _Run:
             self.stop = Stopped(kind, redact(why))
             for t in {self.feeder, *self.tasks}-{None, asyncio.current_task()}: t.cancel()
     def free(self):
-        "Bytes that may still be written"
-        return shutil.disk_usage(self.folder).free-self.budget.min_free
+        "Bytes that may still be written: the disk is asked ten times a second and when the room seems to be gone; what came since is taken off"
+        left, now = lambda: self.room_at[1]-(self.spent-self.room_at[2])-self.budget.min_free, time.monotonic()
+        if self.room_at is None or now>self.room_at[0]+.1 or left()<0: self.room_at = now, shutil.disk_usage(self.folder).free, self.spent
+        return left()
     def over(self):
         "Ends the run where its window has closed or the disk is full"
         if why := self.budget.closed(self.now()): self.halt('window', why)

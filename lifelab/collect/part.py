@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'validator', 'stated_md5', 'Wrong', 'NoDisk', 'Part', 'note'
            'check']
 
 # %% ../../nbs/01_collect/21_part.ipynb #78f0d094
-import base64, hashlib, json, re
+import base64, hashlib, json, os, re
 from contextlib import suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -32,12 +32,12 @@ def stated_md5(
     "The md5 that a server states: Content-MD5, Google's hash, or the tag of an object in S3 that was stored in one part and is not encrypted by key"
     plain = head.get('x-amz-server-side-encryption', 'AES256')=='AES256' and 'x-amz-request-id' in head
     if plain and (m := re.fullmatch(r'"([0-9a-f]{32})"', head.get('etag', ''))): return m[1]
-    b64 = head.get('content-md5', '') or next(iter(re.findall(r'md5=([\w+/=]+)', head.get('x-goog-hash', ''))), '')
+    b64 = head.get('content-md5') or next(iter(re.findall(r'md5=([\w+/=]+)', head.get('x-goog-hash', ''))), '')
     try: return base64.b64decode(b64, validate=True).hex() if len(b64)==24 else ''
     except ValueError: return ''
 
 # %% ../../nbs/01_collect/21_part.ipynb #fea11980
-BLOCK = 2**19 # Bytes kept in memory before they are hashed and written
+BLOCK = 2**20 # Bytes kept in memory before they are hashed and written
 
 class Wrong(ValueError): "What came is not what the source promised"
 class NoDisk(OSError): "The disk takes no more"
@@ -49,18 +49,18 @@ class Part:
         folder:Path, # Where parts lie
         name:str, # Unique to the item
     ):
-        self.path, self.side = folder/f'{name}.part', folder/f'{name}.json'
+        self.path, self.side = (os.path.join(folder, f'{name}.{kind}') for kind in ('part', 'json'))
         self.held, self.n_held, self.job = [], 0, None
-        self.noted = self.lies = self.side.exists() # Whether the note, and bytes that belong to it, are on the disk
+        self.noted = self.lies = os.path.exists(self.side) # Whether the note, and bytes that belong to it, are on the disk
         self.reset()
     def reset(self):
         "Nothing has come"
-        self.size, self.sha, self.md5, self.about = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False), {}
+        self.size, self.sha, self.md5, self.about = 0, hashlib.sha256(), None, {}
     def drop(self):
         "Throw away what is here"
         self.held, self.n_held = [], 0
-        if self.noted: self.side.unlink(missing_ok=True)
-        if self.lies: self.path.unlink(missing_ok=True)
+        for here, path in ((self.noted, self.side), (self.lies, self.path)):
+            if here: Path(path).unlink(missing_ok=True)
         self.noted = self.lies = False
         self.reset()
     def save(self):
@@ -73,8 +73,8 @@ class Part:
 @method(Part)
 def note(self):
     "Write what the server said of the file; a note that a power cut leaves half is no note"
-    tmp = self.side.with_suffix('.tmp')
-    if not self.lies: self.path.write_bytes(b'')
+    tmp = Path(self.side).with_suffix('.tmp')
+    if not self.lies: Path(self.path).write_bytes(b'')
     tmp.write_text(json.dumps(self.about), encoding='utf-8')
     tmp.replace(self.side)
     self.noted = self.lies = True
@@ -94,16 +94,21 @@ def write(self,
     "Write and hash what is held; NoDisk when the disk does not take it"
     held, self.held, self.n_held = self.held, [], 0
     if not held: return
-    if len(held)>64: held = [b''.join(held)]
+    view = memoryview(held[0] if len(held)==1 else b''.join(held))
+    self.sha.update(view)
+    if self.about.get('md5'): self._to_md5(view)
     try:
         if not last and not self.noted: self.note()
         with open(self.path, 'ab' if self.lies else 'wb', buffering=0) as f:
             self.lies = True
-            for view in map(memoryview, held):
-                self.sha.update(view)
-                if self.about.get('md5'): self.md5.update(view)
-                while view: view = view[f.write(view):]
-    except OSError as e: raise NoDisk(e.errno, f"{e.strerror or e}, in {self.path.parent}") from None
+            while view: view = view[f.write(view):]
+    except OSError as e: raise NoDisk(e.errno, f"{e.strerror or e}, in {os.path.dirname(self.path)}") from None
+
+@method(Part)
+def _to_md5(self, data):
+    "Hash the bytes a second time, where the source states this sum"
+    if self.md5 is None: self.md5 = hashlib.md5(usedforsecurity=False)
+    self.md5.update(data)
 
 # %% ../../nbs/01_collect/21_part.ipynb #cd2b1dcc
 def _name(url): return hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
@@ -122,16 +127,16 @@ def pick_up(self,
     url:str, # Where the item is now
 ):
     "Go on with what an earlier run left, where there is a tag to go on by"
-    try: about = json.loads(self.side.read_text(encoding='utf-8'))
+    try: about = json.loads(Path(self.side).read_text(encoding='utf-8'))
     except (OSError, ValueError): about = {}
     self.noted = self.lies = True
-    if not (about.get('match') and about.get('url')==_name(url) and self.path.exists()): return self.drop()
+    if not (about.get('match') and about.get('url')==_name(url) and os.path.exists(self.path)): return self.drop()
     self.reset()
     self.about = about
     with open(self.path, 'rb') as f:
         while b := f.read(BLOCK):
             self.sha.update(b); self.size += len(b)
-            if about.get('md5'): self.md5.update(b)
+            if about.get('md5'): self._to_md5(b)
     if about.get('total') is not None and self.size>about['total']: self.drop()
 
 # %% ../../nbs/01_collect/21_part.ipynb #69a19bff
@@ -142,8 +147,9 @@ def is_page(
     start:bytes, # Its first bytes
 )->bool:
     "Whether a web page came where something else was due"
+    if kind.partition(';')[0].strip().lower() not in ('', 'text/html', 'application/xhtml+xml'): return False
     due = item.format or Path(item.path or item.url.partition('?')[0]).suffix.lstrip('.').lower()
-    if not due or due in _PAGES or kind.partition(';')[0].strip().lower() not in ('', 'text/html', 'application/xhtml+xml'): return False
+    if not due or due in _PAGES: return False
     return re.match(rb'\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b', start[:2000].lstrip(b'\xef\xbb\xbf'), re.I|re.S) is not None
 
 @method(Part)
@@ -153,6 +159,6 @@ def check(self,
     "`Wrong` when size or hash are not those that the source states"
     sha = self.sha.hexdigest()
     for what, found, want in (('bytes', self.size, self.about.get('total')), ('bytes', self.size, item.size), ('sha256', sha, item.sha256.lower()),
-                              ('md5', self.md5.hexdigest(), self.about.get('md5'))):
+                              ('md5', (self.md5 or hashlib.md5(usedforsecurity=False)).hexdigest(), self.about.get('md5'))):
         if want not in (None, '') and found!=want: raise Wrong(f"{what} {found} came, {want} was promised")
     return sha

@@ -21,7 +21,7 @@ class Store:
         sha:str, # 64 hexadecimal digits
     )->Path:
         "Where content lies, or would lie"
-        return self.folder/sha[:2]/sha
+        return Path(f'{self.folder}/{sha[:2]}/{sha}')
 
 # %% ../../nbs/01_collect/15_store.ipynb #afcbebb0
 @method(Store)
