@@ -1,11 +1,14 @@
 """Shared fixtures: the checkout, a copy of LifeLab installed in an environment of its own, and one finished tiny run made with that copy."""
 import os, shutil, subprocess, sys, sysconfig, time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORDED = Path(os.environ.get('LIFELAB_RECORDINGS') or '/nonexistent') # Answers of the real services, which the project does not hold
+recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason='LIFELAB_RECORDINGS names no folder of recordings; the replay servers stand in')
 
 def quiet(**more):
     "Environment for subprocesses: one thread each, nothing online but pip, no runner inherited"
@@ -16,6 +19,21 @@ def quiet(**more):
 def sh(*cmd, cwd=None, timeout=900, **env):
     "Run a command to its end; its CompletedProcess with text output"
     return subprocess.run([str(c) for c in cmd], cwd=cwd, env=quiet(**env), capture_output=True, text=True, timeout=timeout)
+
+@contextmanager
+def storage(bucket):
+    "An S3 of moto's on this machine, with an empty bucket: (its address, a client)"
+    import boto3
+    from moto.server import ThreadedMotoServer
+    with pytest.MonkeyPatch.context() as m:
+        for k,v in dict(AWS_ACCESS_KEY_ID='planted-id', AWS_SECRET_ACCESS_KEY='planted-secret', AWS_DEFAULT_REGION='us-east-1').items(): m.setenv(k, v)
+        server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
+        server.start()
+        at = 'http://{}:{}'.format(*server.get_host_and_port())
+        s3 = boto3.client('s3', endpoint_url=at)
+        s3.create_bucket(Bucket=bucket)
+        try: yield at, s3
+        finally: server.stop()
 
 @pytest.fixture(scope='session')
 def root(): return ROOT

@@ -1,10 +1,10 @@
 """Xeno-canto against what a notebook cell cannot show: storms, pages that shift, kills between pages, odd records, a planted key, recordings of the service."""
-import asyncio, hashlib, json, os, random
+import asyncio, hashlib, json, random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from conftest import RECORDED, recorded
 from lifelab.clean.clean import drafts
 from lifelab.collect import canto as module
 from lifelab.collect.canto import API, EXAMPLES, HOSTS, TAGS, canto, caption, query_of, recording, tagged
@@ -21,8 +21,6 @@ from lifelab.core.profile import profile
 KEY = 'planted-k3y-0a1b2c'
 XC = 'https://xeno-canto.org'
 ALL = dict(query='nr:1-999999', per_page=50)
-recordings = Path(os.environ.get('LIFELAB_RECORDINGS', '/nowhere'))
-recorded = pytest.mark.skipif(not recordings.is_dir(), reason='LIFELAB_RECORDINGS names no folder')
 
 
 @pytest.fixture(autouse=True)
@@ -317,7 +315,7 @@ def test_stage_two_reads_what_came(tmp_path):
 
 @recorded
 def test_a_recorded_listing():
-    body = (recordings/'xeno_canto/v3_XC254462.json').read_bytes()
+    body = (RECORDED/'xeno_canto/v3_XC254462.json').read_bytes()
     items, marks = asked(lambda req: Reply(200, {'Content-Type':'application/json'}, body), {'query':'nr:254462'})
     i, = items
     assert (i.id, i.format, i.licence, i.train, i.problem, i.guess, i.version)==('XC254462', 'mp3', 'CC-BY-SA-4.0', True, '', 253*24_000, '2015-06-29')
@@ -332,21 +330,21 @@ def test_a_recorded_listing():
 @pytest.mark.parametrize('name, status, says', [('xeno_canto/v3_error_401_key.json', 401, "does not accept the key.*Missing or invalid 'key'"),
     ('transcribed/xeno_canto_400_no_tags.json', 400, 'only accepts queries using tags'), ('transcribed/xeno_canto_400_missing_parameter_documented.json', 400, 'No query specified')])
 def test_recorded_refusals(name, status, says):
-    body = (recordings/name).read_bytes()
-    meta = recordings/f'{name}.meta.json'
+    body = (RECORDED/name).read_bytes()
+    meta = RECORDED/f'{name}.meta.json'
     if meta.exists(): assert json.loads(meta.read_text())['status']==status
     with pytest.raises(ValueError, match=says): asked(lambda req: Reply(status, {'Content-Type':'application/json'}, body))
 
 
 @recorded
 def test_every_recording_of_the_service_is_read_by_a_test():
-    found = {str(p.relative_to(recordings)) for p in recordings.glob('xeno_canto/*')} | {str(p.relative_to(recordings)) for p in recordings.glob('transcribed/xeno_canto_*')}
+    found = {str(p.relative_to(RECORDED)) for p in RECORDED.glob('xeno_canto/*')} | {str(p.relative_to(RECORDED)) for p in RECORDED.glob('transcribed/xeno_canto_*')}
     assert {f for f in found if not f.endswith('.meta.json')}=={'xeno_canto/v3_XC254462.json', 'xeno_canto/v3_error_401_key.json',
         'transcribed/xeno_canto_400_no_tags.json', 'transcribed/xeno_canto_400_missing_parameter_documented.json'}
 
 
 @recorded
 def test_the_stand_in_gives_the_fields_of_the_recording():
-    ours, theirs = record(0), json.loads((recordings/'xeno_canto/v3_XC254462.json').read_text())['recordings'][0]
+    ours, theirs = record(0), json.loads((RECORDED/'xeno_canto/v3_XC254462.json').read_text())['recordings'][0]
     assert set(theirs)<=set(ours) and set(ours)-set(theirs)<={'status', '_meta'}
     assert ours['sono'].keys()==theirs['sono'].keys() and ours['osci'].keys()==theirs['osci'].keys()

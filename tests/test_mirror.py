@@ -6,6 +6,7 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from conftest import storage
 from lifelab.collect import mirror as module
 from lifelab.collect.mirror import SUMS, mirror, place, restore, to_mirror, verify
 from lifelab.collect.store import Store
@@ -161,20 +162,12 @@ def test_a_list_of_checksums_from_outside(tmp_path, line):
 # Object storage ---------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def moto(monkeypatch):
+def moto():
     "An S3 with an empty bucket; (its client, the options that lead there)"
-    import boto3
-    from moto.server import ThreadedMotoServer
-    for k, v in dict(AWS_ACCESS_KEY_ID='planted-id', AWS_SECRET_ACCESS_KEY='planted-secret', AWS_DEFAULT_REGION='us-east-1').items(): monkeypatch.setenv(k, v)
-    server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
-    server.start()
-    at = 'http://{}:{}'.format(*server.get_host_and_port())
-    s3 = boto3.client('s3', endpoint_url=at)
-    s3.create_bucket(Bucket='attic')
-    yield s3, {'client_kwargs':{'endpoint_url':at}, 'skip_instance_cache':True}
-    for o in s3.list_objects_v2(Bucket='attic').get('Contents', ()): s3.delete_object(Bucket='attic', Key=o['Key'])
-    s3.delete_bucket(Bucket='attic')
-    server.stop()
+    with storage('attic') as (at, s3):
+        yield s3, {'client_kwargs':{'endpoint_url':at}, 'skip_instance_cache':True}
+        for o in s3.list_objects_v2(Bucket='attic').get('Contents', ()): s3.delete_object(Bucket='attic', Key=o['Key'])
+        s3.delete_bucket(Bucket='attic')
 
 
 def stored(s3): return {o['Key']: s3.get_object(Bucket='attic', Key=o['Key'])['Body'].read() for o in s3.list_objects_v2(Bucket='attic').get('Contents', ())}

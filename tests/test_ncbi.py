@@ -1,11 +1,11 @@
 """NCBI and PMC against replay servers with faults, an independent S3 server, and recordings of the real service."""
-import asyncio, io, os
+import asyncio, io
 from dataclasses import replace
 from datetime import date, timedelta
-from pathlib import Path
 
 import pytest
 
+from conftest import RECORDED, recorded, storage
 from lifelab.clean.clean import drafts
 from lifelab.collect.entrez import EUTILS, Forgotten, NotGiven, complaints, parsed, passing, read
 from lifelab.collect.item import Item, Mark, as_line
@@ -18,9 +18,6 @@ from lifelab.collect.replay_pmc import files_of, jats_of, miniature, replay_pmc
 from lifelab.collect.row import COLUMNS, item_row
 from lifelab.collect.session import Answer, Refused, Session
 from lifelab.core.profile import profile
-
-RECORDED = Path(os.environ.get('LIFELAB_RECORDINGS') or '/nonexistent')
-recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason='recordings of the services: set LIFELAB_RECORDINGS to their folder')
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch):
@@ -504,22 +501,13 @@ def test_stage_2_reads_a_paper(tmp_path):
 
 def test_an_s3_server_that_we_did_not_write(monkeypatch):
     "moto is an independent S3: its listing, its tokens, its ranges"
-    server = pytest.importorskip('moto.server')
-    boto3 = pytest.importorskip('boto3')
-    for k in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'): monkeypatch.setenv(k, 'testing')
     monkeypatch.setenv('MOTO_S3_DEFAULT_MAX_KEYS', '17')
-    s = server.ThreadedMotoServer(ip_address='127.0.0.1', port=0); s.start()
-    try:
-        host, port = s.get_host_and_port()
-        s3 = boto3.client('s3', endpoint_url=f'http://127.0.0.1:{port}', region_name='us-east-1')
-        s3.create_bucket(Bucket='pmc-oa-opendata')
+    with storage('pmc-oa-opendata') as (at, s3):
         files = shelf(12)|miniature()
         for k,v in files.items(): s3.put_object(Bucket='pmc-oa-opendata', Key=k, Body=v, ACL='public-read')
-        at = f'http://127.0.0.1:{port}/pmc-oa-opendata'
         pages = len(list(s3.get_paginator('list_objects_v2').paginate(Bucket='pmc-oa-opendata', Prefix='PMC7')))
-        items, marks = papers_of(at, dict(prefix='PMC7'))
-        mine, _ = papers_of(at, dict(ids=['PMC9000001', 'PMC9000001.1', 'PMC9000006', 'PMC5']))
-    finally: s.stop()
+        items, marks = papers_of(f'{at}/pmc-oa-opendata', dict(prefix='PMC7'))
+        mine, _ = papers_of(f'{at}/pmc-oa-opendata', dict(ids=['PMC9000001', 'PMC9000001.1', 'PMC9000006', 'PMC5']))
     assert pages>1, 'more than one page'
     assert [i.id for i in items]==[f'PMC{7000000+i}' for i in range(12)] and {i.licence for i in items}=={'CC-BY-4.0'} and marks[-1].full
     assert {i.id: i.licence for i in mine}=={'PMC9000001':'CC-BY-4.0', 'PMC9000001.1':'CC-BY-3.0', 'PMC9000006':'unknown', 'PMC5':'unknown'}

@@ -1,5 +1,5 @@
 "OAI-PMH against servers of others, faults, kills and recordings: nothing lost, nothing doubled, a clear message"
-import json, os, random, threading
+import json, random, threading
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from lxml import etree
 
+from conftest import RECORDED, recorded
 from lifelab.clean.clean import clean, drafts
 from lifelab.collect.catalogue import entry
 from lifelab.collect.collect import collect
@@ -398,9 +399,8 @@ def test_philarchive_cannot_be_reached_round_the_corner():
 
 # -- recordings -------------------------------------------------------------------------------------------------------
 
-FOLDER = Path(os.environ.get('LIFELAB_RECORDINGS', '-'))/'oai_pmh'
-recorded = pytest.mark.skipif(not FOLDER.is_dir(), reason='LIFELAB_RECORDINGS names no folder of recordings')
-FILES = sorted(FOLDER.rglob('*.xml')) if FOLDER.is_dir() else []
+FOLDER = RECORDED/'oai_pmh'
+FILES = sorted(FOLDER.rglob('*.xml'))
 
 def meta(path): m = Path(f'{path}.meta.json'); return json.loads(m.read_text(encoding='utf-8')) if m.exists() else dict(status=200, headers={}, request={'uri':''})
 

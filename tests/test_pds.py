@@ -1,11 +1,11 @@
 """The Planetary Data System, the raw image feed of Mars and the archive's IMG: faults, hostile input, and recordings of the real services."""
-import hashlib, json, os, re
+import hashlib, json, re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import RECORDED, recorded
 from lifelab.clean import clean as stage2
 from lifelab.clean.archive_image import archive_planes, from_pds3, from_vicar
 from lifelab.clean.unpack import Refused as Unread
@@ -23,8 +23,6 @@ from lifelab.core.profile import profile
 
 REGISTRY, PORTAL, FILES, FEED = 'https://pds.mcp.nasa.gov', 'https://pds.nasa.gov', 'https://pds-imaging.jpl.nasa.gov', 'https://mars.nasa.gov'
 BROWSE = dict(mission='perseverance', instrument='navcam')
-RECORDED = Path(os.environ['LIFELAB_RECORDINGS']) if os.environ.get('LIFELAB_RECORDINGS') else None
-recorded = pytest.mark.skipif(RECORDED is None, reason='LIFELAB_RECORDINGS names no folder of recordings')
 
 
 @pytest.fixture(autouse=True)

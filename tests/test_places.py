@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
+from conftest import storage
 from lifelab.clean.clean import drafts
 from lifelab.collect import bucket as shelves, hub as hubs, links as lists
 from lifelab.collect.bucket import bucket, fetch_file
@@ -104,15 +105,7 @@ def test_a_list_is_one_or_the_other():
 @pytest.fixture(scope='module')
 def moto():
     "An S3 on this machine with 1,204 objects; its address"
-    import boto3
-    from moto.server import ThreadedMotoServer
-    with pytest.MonkeyPatch.context() as m:
-        for k, v in dict(AWS_ACCESS_KEY_ID='planted-id', AWS_SECRET_ACCESS_KEY='planted-secret', AWS_DEFAULT_REGION='us-east-1').items(): m.setenv(k, v)
-        server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
-        server.start()
-        at = 'http://{}:{}'.format(*server.get_host_and_port())
-        s3 = boto3.client('s3', endpoint_url=at)
-        s3.create_bucket(Bucket='reef')
+    with storage('reef') as (at, s3):
         from moto.core import DEFAULT_ACCOUNT_ID
         from moto.s3.models import s3_backends
         store = s3_backends[DEFAULT_ACCOUNT_ID]['aws']
@@ -120,7 +113,6 @@ def moto():
         for k, v in {'dives/a b+c &ü.wav':chirps(1), 'dives/notes.xyz':b'?', 'dives/empty.wav':b'', 'dives/':b''}.items():
             s3.put_object(Bucket='reef', Key=k, Body=v, ACL='public-read')
         yield at
-        server.stop()
 
 
 def test_a_public_bucket_page_by_page(moto):
