@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'lab_of', 'given_of', 'existing', 'own_data', 'show_rows', 'next_steps', 'pages_of', 'cmd_run',
            'cmd_status', 'cmd_plan', 'cmd_params', 'cmd_report', 'spoken', 'cmd_ask', 'cmd_serve', 'collecting_of',
-           'how_of', 'cmd_collect', 'cmd_licences', 'parser', 'main']
+           'how_of', 'cmd_collect', 'cmd_licences', 'parser', 'unknown_words', 'main']
 
 # %% ../nbs/90_cli.ipynb #1c9c45c3
-import argparse, os, sys
+import argparse, difflib, os, sys
 from importlib import import_module
 from pathlib import Path
 
@@ -346,7 +346,7 @@ def parser(
     subs = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name,(f,said) in COMMANDS.items():
         p = subs.add_parser(name, help=said, description=said[0].upper()+said[1:]+'.', allow_abbrev=False)
-        p.set_defaults(f=f)
+        p.set_defaults(f=f, parser=p)
         p.add_argument('--profile', default='starter', help=f"how big: {', '.join(PROFILES)} (default starter)")
         p.add_argument('--lab', default='', metavar='DIR', help='folder of the run (default lab/<profile>)')
         if name=='run': _run_options(p)
@@ -358,6 +358,17 @@ def parser(
     return top
 
 # %% ../nbs/90_cli.ipynb #b15a3d27
+def unknown_words(
+    p:argparse.ArgumentParser, # Of the command
+    words:list[str], # What it could not read
+)->str: # Such as "no option '--dryrun': did you mean '--dry-run'?"
+    "What to say of words that a command does not know"
+    word = next((w for w in words if w.startswith('-')), '').partition('=')[0]
+    if not word: return f"nothing is done with {words[0]!r}: leave it out"
+    like = difflib.get_close_matches(word, [o for a in p._actions for o in a.option_strings], 1)
+    return f"no option {word!r}: "+(f"did you mean {like[0]!r}?" if like else f"`{p.prog} --help` lists those there are")
+
+# %% ../nbs/90_cli.ipynb #fcb1c306
 def main(
     argv:list[str]|None=None, # Words after `lifelab`; the process's own when None
 )->int: # Exit status: 0 done, 1 a stage failed, 2 the words were wrong, 130 interrupted
@@ -365,7 +376,8 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and not argv[0].startswith('-'): nearest(argv[0], COMMANDS, 'command')
-        a = parser().parse_args(argv)
+        a, more = parser().parse_known_args(argv)
+        if more: a.parser.error(unknown_words(a.parser, more))
         return a.f(a)
     except StageFailed as e: print(f'lifelab: {e}', file=sys.stderr); return 1
     except (ValueError, TimeoutError) as e: print(f'lifelab: {e}', file=sys.stderr); return 2
