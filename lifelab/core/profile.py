@@ -106,7 +106,7 @@ def nearest(
     known = list(known)
     if word in known: return word
     like = difflib.get_close_matches(str(word), known, 1, .4)
-    raise ValueError(f"no {what} {word!r}" + (f": did you mean {like[0]!r}?" if like else '') + f" Known: {', '.join(known)}")
+    raise ValueError(f"no {what} {word!r}" + (f": did you mean {like[0]!r}?" if like else '.') + f" Known: {', '.join(known)}")
 
 # %% ../../nbs/00_core/10_profile.ipynb #61f68306
 def profile(
