@@ -7,7 +7,7 @@ __all__ = ['FEED', 'KIND', 'HOSTS', 'PAGE', 'CAMERAS', 'POINTS', 'POLICY', 'SIZE
            'looked', 'gaze', 'caption', 'item_of', 'checked', 'query_of', 'mars']
 
 # %% ../../nbs/01_collect/44_mars.ipynb #19892662
-import json, re
+import difflib, json, re
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -127,7 +127,8 @@ def checked(
     "A query that can be asked; ValueError says how to mend one that cannot"
     for k in query: nearest(k, ASKED, 'field of a Mars query')
     q = dict(cameras=(), size='full_res', most=None) | {k: v for k,v in query.items() if v not in (None, '', ())}
-    if sum(bool(q.get(k)) for k in ('latest', 'sols', 'ids'))!=1: raise ValueError(f"a Mars query names latest, sols or ids, one of them: found {query}")
+    if sum(bool(q.get(k)) for k in ('latest', 'sols', 'ids'))!=1:
+        raise ValueError(f"a Mars query names latest, sols or ids, one of them, such as mars:sol:670 or 'mars:latest NAVCAM_LEFT': found {query}")
     for c in q['cameras']: nearest(c, CAMERAS, 'camera')
     nearest(q['size'], SIZES, 'size')
     if 'sols' in q:
@@ -138,6 +139,14 @@ def checked(
     return q if q['most'] is None else q | dict(most=int(q['most']))
 
 # %% ../../nbs/01_collect/44_mars.ipynb #e73d01ba
+def _odd(word, text):
+    "What to say of a word that is none of a Mars query's"
+    like = [f'sol:{word}'] if re.fullmatch(r'\d+(-\d+)?', word) else difflib.get_close_matches(word.upper(), ('LATEST', *CAMERAS), 1)
+    mean = f': did you mean {like[0].replace("LATEST", "latest")!r}?' if like else '.'
+    return f"{word!r} in 'mars:{text}' is not known{mean} Write latest, sol:670 or sol:670-675, cameras such as NAVCAM_LEFT, image ids, " \
+        'or a path of a list of ids'
+
+# %% ../../nbs/01_collect/44_mars.ipynb #6da930a6
 def query_of(
     text:str, # What stands after 'mars:', such as 'sol:670-675 NAVCAM_LEFT'
 )->dict: # Query
@@ -148,9 +157,9 @@ def query_of(
         elif m := re.fullmatch(r'sols?:(\d+)(?:-(\d+))?', w): q['sols'] = (int(m[1]), int(m[2] or m[1]))
         elif m := re.fullmatch(r'(size|most)=(\S+)', w): q[m[1]] = m[2]
         elif re.fullmatch(r'[A-Z0-9]{2,4}_\d{4}_\w+', w): q['ids'] = (*q.get('ids', ()), w)
-        elif w.upper()==w and re.fullmatch(r'[A-Z0-9_]+', w): q['cameras'] = (*q.get('cameras', ()), w)
+        elif w.upper()==w and re.fullmatch(r'[A-Z0-9]*[A-Z][A-Z0-9_]*', w): q['cameras'] = (*q.get('cameras', ()), w)
         elif len(words)==1 and Path(w).is_file(): q['ids'] = tuple(l.strip() for l in Path(w).read_text(encoding='utf-8').splitlines() if l.strip())
-        else: raise ValueError(f"{w!r} in {text!r}: write latest, sol:670 or sol:670-675, cameras such as NAVCAM_LEFT, image ids, or a path of a list of ids")
+        else: raise ValueError(_odd(w, text))
     checked(q)
     return q
 

@@ -17,6 +17,7 @@ from .entrez import EUTILS, PACE, Forgotten, NotGiven, complaints, prepare, read
 from .item import Item, Mark
 from .secret import redact
 from .session import Answer
+from ..core.profile import nearest
 
 # %% ../../nbs/01_collect/41_ncbi.ipynb #c1e876d3
 HOSTS = {host_of(EUTILS): PACE}
@@ -50,16 +51,19 @@ def query_of(
 )->dict: # A query for `ncbi`
     "The short form of a query; ValueError says how to write one"
     db, _, rest = text.strip().partition(':')
+    if rest and db.isalpha() and not Path(text.strip()).is_file(): nearest(db, DATABASES, 'database of NCBI')
     if db not in DATABASES: db, rest = '', text.strip()
     entries = _list(rest)
-    if not entries: raise ValueError(f"{text!r} asks for nothing: give an accession such as U00096.3, or a search such as pubmed:artificial life[title]")
+    if not entries: raise ValueError(f"{text!r} asks for nothing: give an accession such as ncbi:U00096.3, or a search such as "
+        "'ncbi:pubmed:artificial life[title]'")
     kinds = {'number' if e.isdecimal() else database_of(e) for e in entries}
     if db and kinds<=({'number'} if db in ('taxonomy', 'pubmed') else {'number', 'nuccore', 'protein'}): return dict(db=db, ids=entries)
     if not db and kinds in ({'nuccore'}, {'protein'}): return dict(db=kinds.pop(), ids=entries)
     if kinds=={'nuccore', 'protein'} and not db: raise ValueError(f"{text[:80]!r} names DNA and proteins: ask for each by itself")
     if db and not Path(rest).is_file(): return dict(db=db, term=rest)
     odd = next((e for e in entries if not database_of(e)), entries[0])
-    raise ValueError(f"{odd[:80]!r} is no accession: for a search or a number write the database before it, such as nuccore:{odd[:40]} or taxonomy:562")
+    raise ValueError(f"{odd[:80]!r} is no accession, such as ncbi:U00096.3: for a search or a number write the database before it, "
+        f"such as {f'ncbi:nuccore:{odd[:40]}'!r} or ncbi:taxonomy:562")
 
 # %% ../../nbs/01_collect/41_ncbi.ipynb #e71eb568
 _KEYS = ('db', 'ids', 'term', 'mindate', 'maxdate', 'datetype')
