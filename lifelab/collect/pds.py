@@ -8,7 +8,7 @@ __all__ = ['BASE', 'HOSTS', 'PAGE', 'HARVEST', 'VERSION_OF', 'FIELDS', 'ENDS', '
            'query_of', 'Stopped', 'newest', 'places', 'pds']
 
 # %% ../../nbs/01_collect/43_pds.ipynb #63ce9e34
-import json, re
+import difflib, json, re
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -199,10 +199,19 @@ def query_of(
     if t and Path(t).is_file():
         lines = (l.split('#')[0].strip() for l in Path(t).read_text(encoding='utf-8').splitlines())
         return _sound(dict(lid=[l for l in lines if l]) | more)
+    _slip(t)
     raise ValueError(f"{text!r} is no PDS query: write perseverance, perseverance:navcam, urn:nasa:pds:…, (property eq \"value\"), "
         'or the path of a list of LIDs')
 
 def _sound(query): checked(query); return query
+
+def _slip(text):
+    "ValueError with the right word, where a query is nearly right"
+    head, *words = text.split() or ['']
+    mission = head.lower().partition(':')[0]
+    if not difflib.get_close_matches(mission, KNOWN['mission'], 1): return
+    nearest(mission, KNOWN['mission'], 'mission')
+    for w in (w for w in words if '=' in w): nearest(w.partition('=')[0], ('want', 'versions', 'most', 'level'), 'word of a PDS query')
 
 # %% ../../nbs/01_collect/43_pds.ipynb #3ef0164d
 def _after(p):
