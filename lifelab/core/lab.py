@@ -164,15 +164,16 @@ def lock(
     folder:str|Path, # Folder to hold
     wait_secs:float=60, # How long to wait for another process
 ): # Open file; closing it, or dying, gives the lock back
-    "Hold a folder against other processes; TimeoutError names the holder"
+    "Hold a folder against other processes; waiting is told once, on stderr, and TimeoutError names the holder"
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    f, end = open(folder/'.lock', 'a+'), time.monotonic()+wait_secs
+    f, end, told = open(folder/'.lock', 'a+'), time.monotonic()+wait_secs, False
     while True:
         try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB); break
         except BlockingIOError:
-            f.seek(0); who = f.read().strip()
-            if time.monotonic()>end: f.close(); raise TimeoutError(f"process {who} works in {folder}: wait for it or end it, then run again")
-            time.sleep(.2)
+            f.seek(0); pid = f.read().strip(); who = f'process {pid}' if pid else 'another process'
+            if time.monotonic()>end: f.close(); raise TimeoutError(f"{who} works in {folder}: wait for it or end it, then run again")
+            if not told: print(f'lifelab: {who} works in {folder}: waiting up to {wait_secs:g} s for it', file=sys.stderr, flush=True)
+            told = True; time.sleep(.2)
     f.truncate(0); f.write(str(os.getpid())); f.flush()
     return f
 
