@@ -192,8 +192,6 @@ def storage(
     how = {'s3':s3, 'gs':{} if login else {'token':'anon'}, 'az':azure, 'abfs':azure}.get(scheme, {})
     return place(query['url'], how | {'skip_instance_cache':True})
 
-
-
 # %% ../../nbs/01_collect/53_bucket.ipynb #d291098c
 def shelf(
     fs, # fsspec file system
@@ -302,7 +300,7 @@ async def bucket(
 ): # Yields items and marks
     "Files of a shelf; ValueError when it cannot be opened"
     for k in query: nearest(k, WORDS, 'word of a shelf')
-    query = query | query_of(query.get('url', '')+''.join(f' {k}={v}' for k,v in query.items() if k!='url'))
+    query = query | query_of(query.get('url', '')+''.join(f' {k}={v}' for k,v in query.items() if k not in ('url', 'attribution')))
     scheme, end = query['url'].partition('://')[0], query.get('endpoint', '')
     plain = scheme in ('s3', 'gs') and not _login(query) and (not end or end.startswith('https://'))
     if plain: found = _objects(query, ask, mark)

@@ -78,6 +78,8 @@ def _short(text):
         "a file of addresses, or a data card")
 
 # %% ../../nbs/01_collect/80_world.ipynb #212a88f7
+_THANKS = '{} and its contributors'
+
 def card_of(
     text:str, # Such as 'ncbi:U00096.3', 's3://bucket/folder', 'links.csv', 'my-card.md' or 'ecoli-k12'
 )->Card:
@@ -92,8 +94,8 @@ def card_of(
     query = module_of(name).query_of(what)
     slug = re.sub(r'[^a-z0-9]+', '-', f'{name}-{what}'.lower()).strip('-')[:60].strip('-')
     evidence = 'as each thing from the service says'
-    thanks, domain = f'{name} and its contributors', SERVICES.get(name, (name, 'general'))[1]
-    return Card(slug, text, '', '', '', '', 'unknown', evidence, thanks, '', domain, '', (), service=name, query=query)
+    domain = SERVICES.get(name, (name, 'general'))[1]
+    return Card(slug, text, '', '', '', '', 'unknown', evidence, _THANKS.format(name), '', domain, '', (), service=name, query=query)
 
 # %% ../../nbs/01_collect/80_world.ipynb #03b93abf
 def settled(
@@ -169,9 +171,11 @@ def listing_of(
     card:Card, # A card with a service
     ask:Session, mark:Mark|None=None, # Network; where to go on, None for the beginning
 ): # Yields items and marks
-    "The listing of a source, asked with the written permission that its card records"
-    query = {**card.query, **({'permission':card.permission} if card.permission else {})}
-    return service_of(card.service)(query, ask, mark)
+    "The listing of a source, asked with the written permission that its card records, and with its thanks where the files name nobody"
+    m, own = module_of(card.service), {'permission':card.permission} if card.permission else {}
+    given = card.attribution not in ('', _THANKS.format(card.service)) and 'attribution' in getattr(m, 'WORDS', ())
+    if given: own['attribution'] = card.query.get('attribution') or card.attribution
+    return service_of(card.service)({**card.query, **own}, ask, mark)
 
 def session_for(
     chosen:list, how:How, # Cards with a service, and the mirrors
