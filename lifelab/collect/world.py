@@ -188,15 +188,17 @@ async def list_source(
     card:Card, # A card with a service
     ask:Session, book:Ledger, store:Store, # Network, ledger, and where content goes
     how:How, # See above
-    told=None, # Called with how many things a page had, and a few words
+    told=None, # Called with how many things of a page need not be fetched, and a few words
 )->None:
     "List a source into the ledger"
-    mark, page, last = book.begin(card.name, anew=how.full), [], Mark()
+    mark, page, last, met = book.begin(card.name, anew=how.full), [], Mark(), 0
     def put(m=None, end=False):
+        nonlocal met
         for i in page:
             if i.data is not None: store.put(i.data)
         book.offer(card.name, page, m, how.fetch_all, end)
-        if told: told(len(page), card.name)
+        met += len(page)
+        if told: told(sum(book.get(card.name, i.id)['state']!='wanted' for i in page), f'{card.name}: {met:,} listed')
         page.clear()
     async for x in listing_of(card, ask, mark if (mark.resume or mark.since) else None):
         if isinstance(x, Mark): last = x; put(x)
