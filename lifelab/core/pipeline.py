@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Param', 'params_in', 'notebook', 'stage_params', 'as_type', 'settle', 'chosen', 'constants', 'injected', 'check',
            'passed', 'state', 'StageFailed', 'progress_of', 'explain', 'quiet_env', 'run_notebook', 'execute',
-           'memory_mb', 'Watch', 'watched', 'remember', 'forget', 'log_run', 'run_stage', 'run', 'status']
+           'memory_mb', 'bar_line', 'Watch', 'watched', 'remember', 'forget', 'log_run', 'run_stage', 'run', 'status']
 
 # %% ../../nbs/00_core/70_pipeline.ipynb #64d5f536
 import ast, json, os, sys, threading, time
@@ -244,6 +244,15 @@ def memory_mb(
     return total/2**20
 
 # %% ../../nbs/00_core/70_pipeline.ipynb #9cea7026
+def bar_line(
+    stage:str, # Stage name
+    p:dict, # As `progress_of` gives it
+)->str: # Without blanks at its end
+    "A bar as a line, for a log"
+    of = f" of {p['total']:,}" if p['total'] is not None else ''
+    return f"{stage}: {p['desc']} {p['done']:,}{of} {p['unit'].strip()} {p.get('note', '')}".rstrip()
+
+# %% ../../nbs/00_core/70_pipeline.ipynb #ff7a340f
 @dataclass
 class Watch:
     "Shows a stage's bar in a terminal (or a line every 10 seconds where there is none) until it is told to stop"
@@ -267,7 +276,7 @@ class Watch:
                     bar.reset(task, total=p['total'], completed=p['done'], description=last, **same)
                 bar.update(task, completed=p['done'], total=p['total'], note=p.get('note', ''))
                 if not self.console.is_terminal and time.monotonic()-said>10:
-                    self.console.print(f"  {self.stage}: {p['desc']} {p['done']:,} of {p['total']:,} {p['unit']} {p.get('note', '')}"); said = time.monotonic()
+                    self.console.print('  '+bar_line(self.stage, p)); said = time.monotonic()
 
 # %% ../../nbs/00_core/70_pipeline.ipynb #026aacf5
 @contextmanager
