@@ -221,6 +221,7 @@ def cmd_collect(a)->int:
         rows, sums = forecast.dry_run(lab, import_module('lifelab.collect.world').chosen_cards(given['profile'], given['sources'], given['mixed']), how)
         show_rows(rows, f'{lab}: what it would amount to'); print(sums)
         return 2 if rows and all(r['note'].startswith('cannot be asked') for r in rows) else 0
+    if a.mirror: import_module('lifelab.collect.mirror').writable(stage_folder(lab, 'collect'), a.mirror)
     lab.mkdir(parents=True, exist_ok=True); remember(lab, given)
     before = changed.last_runs(lab)
     report, stopped = _collect(lab, how, given)

@@ -16,8 +16,10 @@ def place(
     to:str|Path, # Folder or address
     options:dict|None=None, # What fsspec hands to its library, such as {'endpoint_url': …} for a store of one's own
 ): # (fsspec file system, path there without '/' at its end)
-    "The file system of a place, and the path on it; ValueError when its library is not there"
+    "The file system of a place, and the path on it; ValueError for one that is no address, or whose library is not there"
     import fsspec
+    if odd := re.match(r'(?!file:)(\w{2,}):(?!//)/*(.*)', str(to)):
+        raise ValueError(f"{to} is neither an address nor a folder: write {odd[1]}://{odd[2]}, or ./{to} for a folder of that name")
     try: fs, root = fsspec.core.url_to_fs(str(to), **(options or {}))
     except (ImportError, ValueError) as e: raise ValueError(f"{to} cannot be opened ({e}): pip install 'lifelab[world]'") from None
     fs.invalidate_cache()
