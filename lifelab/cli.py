@@ -189,9 +189,8 @@ def collecting_of(
     past = remember(lab, None) if lab.exists() else {}
     told, world = [t.strip() for t in past.get('sources', '').split(';') if t.strip()], import_module('lifelab.collect.world')
     what = [world.settled(w) for w in a.what]
-    wrong = [t for t in a.forget if t not in told]
-    if wrong: raise ValueError(f"{wrong[0]!r} is not among what {lab} collects: {'; '.join(told) or 'nothing beside its profile'}")
-    asked = [t for t in dict.fromkeys([*told, *what]) if t not in a.forget]
+    gone = {_meant(world, t, told, lab) for t in a.forget}
+    asked = [t for t in dict.fromkeys([*told, *what]) if t not in gone]
     for t in asked: _still(world, t, t in told)
     if a.alone and not asked: raise ValueError('--alone leaves nothing to collect: name something, such as ncbi:U00096.3')
     keep = {k: past[k] for k in ('data', 'licence') if k in past}
@@ -204,6 +203,17 @@ def how_of(
     "When, how fast and how much, from the arguments"
     world, load = import_module('lifelab.collect.world'), import_module('lifelab.collect.download')
     return world.How(load.Budget.of(a.window, max_bytes=a.max_bytes, rate=a.rate), world.how_now().instead, a.refresh, a.full, a.fetch_all)
+
+# %% ../nbs/90_cli.ipynb #64143057
+def _meant(world, word, told, lab):
+    "The remembered word that is meant; ValueError when there is none"
+    def name(t):
+        try: return world.card_of(t).name
+        except ValueError: return Path(t).stem
+    names = {name(t): t for t in told}
+    for w in (word, world.settled(word)):
+        if w in told or w in names: return names.get(w, w)
+    raise ValueError(f"{word!r} is not among what {lab} collects: {'; '.join(told) or 'nothing beside its profile'}")
 
 # %% ../nbs/90_cli.ipynb #0209cc71
 def _still(world, word, old):
