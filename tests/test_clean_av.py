@@ -1,10 +1,10 @@
 "Stage 2 on sound and film: files that lie, break or attack, and whether every second is where it was"
 import io, struct, wave
 
+import av
 import numpy as np
 import pytest
-
-av, sf = pytest.importorskip('av'), pytest.importorskip('soundfile')
+import soundfile as sf
 from PIL import Image, ImageSequence
 
 from lifelab.clean.clean import clean, drafts

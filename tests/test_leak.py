@@ -109,7 +109,7 @@ def test_a_sealed_question_in_a_page_is_found():
 
 def film(seed, fmt='mp4', side=96, rate=600_000):
     "Made-up cells that move for four seconds, as a film"
-    av = pytest.importorskip('av')
+    import av
     r, (y,x), out = np.random.default_rng(seed), np.mgrid[:side,:side]/side, io.BytesIO()
     at, to, size = r.uniform(0, 1, (9, 2)), r.uniform(-.2, .2, (9, 2)), r.uniform(.05, .12, 9)
     with av.open(out, 'w', format=fmt) as c:
