@@ -198,7 +198,7 @@ async def list_source(
             if i.data is not None: store.put(i.data)
         book.offer(card.name, page, m, how.fetch_all, end)
         met += len(page)
-        if told: told(sum(book.get(card.name, i.id)['state']!='wanted' for i in page), f'{card.name}: {met:,} listed')
+        if told: told(sum((book.get(card.name, i.id) or {}).get('state')!='wanted' for i in page), f'{card.name}: {met:,} listed')
         page.clear()
     async for x in listing_of(card, ask, mark if (mark.resume or mark.since) else None):
         if isinstance(x, Mark): last = x; put(x)
