@@ -92,7 +92,8 @@ def card_of(
     if ':' not in text and not Path(text).suffix: return cards([text])[0]
     name, what = _short(text)
     query = module_of(name).query_of(what)
-    slug = re.sub(r'[^a-z0-9]+', '-', f'{name}-{what}'.lower()).strip('-')[:60].strip('-')
+    slug = re.sub(r'[^a-z0-9]+', '-', f'{name}-{what}'.lower()).strip('-')
+    if len(slug)>60: slug = f'{slug[:51].rstrip("-")}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
     evidence = 'as each thing from the service says'
     domain = SERVICES.get(name, (name, 'general'))[1]
     return Card(slug, text, '', '', '', '', 'unknown', evidence, _THANKS.format(name), '', domain, '', (), service=name, query=query)
@@ -114,8 +115,11 @@ def wanted_cards(
     text:str, # What to collect, separated by semicolons; '' for nothing
 )->list[Card]:
     "Cards of all that a person asks for"
-    found = [card_of(t) for t in text.split(';') if t.strip()]
-    return list({c.name: c for c in found}.values())
+    found = {}
+    for c in (card_of(t) for t in text.split(';') if t.strip()):
+        if (other := found.setdefault(c.name, c))!=c:
+            raise ValueError(f"{other.title!r} and {c.title!r} would both be called {c.name!r}: write a data card with a name of its own for one of them")
+    return list(found.values())
 
 # %% ../../nbs/01_collect/80_world.ipynb #c8b8e7f0
 def chosen_cards(
