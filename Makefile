@@ -36,7 +36,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev lint browser
 	@$(VENV)/bin/python tools/notebook_tests.py
-	@$(VENV)/bin/python -m pytest -q -rs -n logical --maxprocesses 4 --dist loadfile tests
+	@$(VENV)/bin/python -m pytest -q -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 
 lab: $(VENV)/.run
 	$(VENV)/bin/jupyter lab nbs --MappingKernelManager.root_dir="$(CURDIR)"

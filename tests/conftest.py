@@ -1,5 +1,5 @@
 """Shared fixtures: the checkout, a copy of LifeLab installed in an environment of its own, and one finished tiny run made with that copy."""
-import os, shutil, subprocess, sys, sysconfig, time
+import os, shutil, subprocess, sys, sysconfig, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,14 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = Path(os.environ.get('LIFELAB_RECORDINGS') or '/nonexistent') # Answers of the real services, which the project does not hold
 recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason='LIFELAB_RECORDINGS names no folder of recordings; the replay servers stand in')
+
+LONGEST = ('test_run', 'test_jupyterlab', 'test_finetune', 'test_harvest', 'test_pretrain', 'test_evaluate', 'test_papermill', 'test_tokenize', 'test_serve',
+    'test_tools', 'test_withdraw')
+
+def pytest_collection_modifyitems(items):
+    "The files that take longest come first, so that no worker is left with one of them at the end"
+    place = {n: k for k,n in enumerate(LONGEST)}
+    items.sort(key=lambda i: place.get(i.path.stem, len(place)))
 
 def quiet(**more):
     "Environment for subprocesses: one thread each, nothing online but pip, no runner inherited"
@@ -33,7 +41,9 @@ def storage(bucket):
         s3 = boto3.client('s3', endpoint_url=at)
         s3.create_bucket(Bucket=bucket)
         try: yield at, s3
-        finally: server.stop()
+        finally:
+            urllib.request.urlopen(urllib.request.Request(f'{at}/moto-api/reset', method='POST'), timeout=10).close() # Its shelves outlive the server
+            server.stop()
 
 @pytest.fixture(scope='session')
 def root(): return ROOT
