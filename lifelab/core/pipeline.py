@@ -78,7 +78,7 @@ def settle(
     names = sorted({n for ps in known.values() for n in ps} | {f'{s}.{n}' for s,ps in known.items() for n in ps})
     out = {s: {} for s in stages}
     for key,value in given.items():
-        nearest(key, names, 'parameter')
+        nearest(key, [n for n in names if ('.' in n)==('.' in key)], 'parameter')
         stage, _, name = key.rpartition('.')
         for s in stages:
             if name in known[s] and stage in ('', s): out[s][name] = as_type(value, known[s][name])
