@@ -72,7 +72,8 @@ def caption_of(
         if found := dialect(header): return found
     name, _, said = header.partition(' ')
     url = f'https://www.ncbi.nlm.nih.gov/nuccore/{name}' if re.fullmatch(r'(N[CZTMR]_)?[A-Z]{0,6}\d{5,}\.\d+', name) else ''
-    return (said.strip() or name), url
+    facts = all('=' in w for w in said.split()) # An assembler's length=4500 is no name
+    return ', '.join(filter(None, (name, said.strip()))) if facts else said.strip(), url
 
 # %% ../../nbs/02_clean/40_sequence.ipynb #aaedee76
 def guarded(
