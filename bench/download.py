@@ -22,7 +22,7 @@ def lifelab(at, names, out):
     from lifelab.collect.pace import Host
     from lifelab.collect.session import Session
     from lifelab.collect.store import Store
-    import aiohttp # Before the clock starts, as the other peers' imports are
+    import aiohttp, keyring; keyring.get_keyring() # Before the clock starts, as the other peers' imports are
     async def go():
         async with Session({HOST:at}, {HOST[8:]:Host(rate=1e6, at_once=16)}) as ask:
             wanted = ((n, Item(n, f'{HOST}/{n}')) for n in names)

@@ -32,7 +32,7 @@ def main(lab):
         names.append(f'{name} ({end.iloc[0].clusters})')
     right.set_yticks([-i for i in range(len(names))], names, fontsize=8); right.set_xlim(0, right.get_xlim()[1]*1.18)
     right.set_xlabel('bits per byte, letter or code, lower is better (held-out clusters)')
-    left.set(xlabel='step', ylabel='bits per byte, letter or code, held out'); left.legend(frameon=False, fontsize=8, ncols=2)
+    left.set(xlabel='step', ylabel='bits per byte, letter or code, held out'); left.legend(frameon=False, fontsize=8, ncols=4, loc='lower center', bbox_to_anchor=(.5, 1))
     for ax in (left, right): ax.spines[['top', 'right']].set_visible(False)
     save(left, root/'nbs/images/run.png')
     shutil.copy(lab/'04_tokenize/MIX.md', root/'data_cards/MIX.md')
