@@ -41,6 +41,13 @@ def test_a_wrong_name_and_an_orphan(lint):
     (lint.root/'lifelab/near/lost.py').write_text('')
     assert {r[0] for r in found(lint, 'names')}=={'nbs/01_near/20_three.ipynb', 'lifelab/near/lost.py'}
 
+def test_a_notebook_without_a_title_and_an_empty_cell(lint):
+    for p in ('01_near/10_one', '02_far/10_two'): (lint.root/f'nbs/{p}.ipynb').unlink()
+    write(lint.root/'nbs/01_near/20_torn.ipynb', cell(''), cell('# torn', 'markdown'))
+    assert [r[:2] for r in found(lint, 'titles')]==[('nbs/01_near/20_torn.ipynb cell 0', 'no title'), ('nbs/01_near/20_torn.ipynb cell 0', 'an empty cell')]
+    write(lint.root/'nbs/01_near/20_torn.ipynb', cell('# torn\n\n> Whole.', 'markdown'), cell('x = 1'))
+    assert found(lint, 'titles')==[]
+
 def test_an_import_of_a_later_notebook(lint):
     write(lint.root/'nbs/01_near/10_one.ipynb', cell('#| default_exp near.one'), cell('#| export\nfrom lifelab.far.two import two'))
     assert 'comes later' in found(lint, 'imports')[0][1]

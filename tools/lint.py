@@ -98,6 +98,14 @@ def clean(nbs):
         for i,c,_ in nb.code:
             if c.get('outputs'): yield f'{nb.name} cell {i}', 'an output', 'nbdev_clean, or Clear All Outputs, before a commit'
 
+def titles(nbs):
+    "A notebook begins with its title, and no cell is empty: the site is made from both"
+    for nb in nbs:
+        first = nb.source[0] if nb.cells and nb.cells[0]['cell_type']=='markdown' else ''
+        if not re.search(r'^# \S', first, re.M): yield f'{nb.name} cell 0', 'no title', 'a text cell with a line "# name"'
+        for i,s in enumerate(nb.source):
+            if not s.strip(): yield f'{nb.name} cell {i}', 'an empty cell', 'none, or something in it'
+
 def docs(nbs):
     "Public functions say what comes back, and each of their parameters what it is"
     for nb in nbs:
@@ -175,7 +183,7 @@ def chkstyle(nbs):
     for m in found:
         if m[3] in GATED: yield f'{m[1]} {m[2]}', f'{m[3]}: {m[4]}', m[5] or 'see the README of fastaistyle'
 
-RULES = {f.__name__: f for f in (names, imports, budgets, clean, docs, stages, text, chkstyle, sync)}
+RULES = {f.__name__: f for f in (names, imports, budgets, clean, titles, docs, stages, text, chkstyle, sync)}
 
 def main():
     "Run the rules; the number of breaches decides"
