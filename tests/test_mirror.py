@@ -166,8 +166,6 @@ def moto():
     "An S3 with an empty bucket; (its client, the options that lead there)"
     with storage('attic') as (at, s3):
         yield s3, {'client_kwargs':{'endpoint_url':at}, 'skip_instance_cache':True}
-        for o in s3.list_objects_v2(Bucket='attic').get('Contents', ()): s3.delete_object(Bucket='attic', Key=o['Key'])
-        s3.delete_bucket(Bucket='attic')
 
 
 def stored(s3): return {o['Key']: s3.get_object(Bucket='attic', Key=o['Key'])['Body'].read() for o in s3.list_objects_v2(Bucket='attic').get('Contents', ())}

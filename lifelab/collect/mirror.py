@@ -126,7 +126,7 @@ def writable(
         if _on_disk(fs): fs.makedirs(root, exist_ok=True)
         fs.pipe_file(trial, b'')
         fs.rm_file(trial)
-    except (NotImplementedError, *troubles()) as e:
+    except troubles() as e:
         raise ValueError(f"{to} cannot be written ({trouble(e)}): give a folder or bucket that takes files, and the login it wants") from None
     return fs, root
 

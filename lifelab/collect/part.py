@@ -55,7 +55,7 @@ class Part:
         self.reset()
     def reset(self):
         "Nothing has come"
-        self.size, self.sha, self.md5, self.about = 0, hashlib.sha256(), None, {}
+        self.size, self.sha, self.md5, self.about = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False), {}
     def drop(self):
         "Throw away what is here"
         self.held, self.n_held = [], 0
@@ -96,19 +96,13 @@ def write(self,
     if not held: return
     view = memoryview(held[0] if len(held)==1 else b''.join(held))
     self.sha.update(view)
-    if self.about.get('md5'): self._to_md5(view)
+    if self.about.get('md5'): self.md5.update(view)
     try:
         if not last and not self.noted: self.note()
         with open(self.path, 'ab' if self.lies else 'wb', buffering=0) as f:
             self.lies = True
             while view: view = view[f.write(view):]
     except OSError as e: raise NoDisk(e.errno, f"{e.strerror or e}, in {os.path.dirname(self.path)}") from None
-
-@method(Part)
-def _to_md5(self, data):
-    "Hash the bytes a second time, where the source states this sum"
-    if self.md5 is None: self.md5 = hashlib.md5(usedforsecurity=False)
-    self.md5.update(data)
 
 # %% ../../nbs/01_collect/21_part.ipynb #cd2b1dcc
 def _name(url): return hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
@@ -136,7 +130,7 @@ def pick_up(self,
     with open(self.path, 'rb') as f:
         while b := f.read(BLOCK):
             self.sha.update(b); self.size += len(b)
-            if about.get('md5'): self._to_md5(b)
+            if about.get('md5'): self.md5.update(b)
     if about.get('total') is not None and self.size>about['total']: self.drop()
 
 # %% ../../nbs/01_collect/21_part.ipynb #69a19bff
@@ -159,6 +153,6 @@ def check(self,
     "`Wrong` when size or hash are not those that the source states"
     sha = self.sha.hexdigest()
     for what, found, want in (('bytes', self.size, self.about.get('total')), ('bytes', self.size, item.size), ('sha256', sha, item.sha256.lower()),
-                              ('md5', (self.md5 or hashlib.md5(usedforsecurity=False)).hexdigest(), self.about.get('md5'))):
+                              ('md5', self.md5.hexdigest(), self.about.get('md5'))):
         if want not in (None, '') and found!=want: raise Wrong(f"{what} {found} came, {want} was promised")
     return sha

@@ -32,7 +32,8 @@ _ERRORS = {'botocore.exceptions':('BotoCoreError', 'ClientError'), 'gcsfs.retry'
 def troubles(
 )->tuple: # Classes, for an `except`
     "What a storage library raises when a place cannot be used"
-    return (OSError, *(getattr(sys.modules[m], n) for m,names in _ERRORS.items() if m in sys.modules for n in names if hasattr(sys.modules[m], n)))
+    loaded = ((sys.modules[m], n) for m,names in _ERRORS.items() if m in sys.modules for n in names)
+    return (OSError, NotImplementedError, *(getattr(m, n) for m,n in loaded if hasattr(m, n)))
 
 def trouble(
     e:Exception, # One of `troubles`

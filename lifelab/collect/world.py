@@ -49,10 +49,11 @@ def module_of(
     name:str, # Service, such as 'ncbi'
 ): # Its module, or the object that was registered for it
     "What bears a service: HOSTS, query_of, and its function; ValueError with the nearest name for one that does not exist"
-    if name not in SERVICES and name.isidentifier() and find_spec(f'lifelab.collect.{name}'):
-        m = import_module(f'lifelab.collect.{name}')
+    if name not in SERVICES:
+        m = import_module(f'lifelab.collect.{name}') if name.isidentifier() and find_spec(f'lifelab.collect.{name}') else None
         if hasattr(m, 'query_of') and hasattr(m, name): return m
-    at = SERVICES[nearest(name, services(), 'service')][0]
+        nearest(name, services(), 'service')
+    at = SERVICES[name][0]
     return import_module(f'lifelab.collect.{at}') if isinstance(at, str) else at
 
 # %% ../../nbs/01_collect/80_world.ipynb #85f61063
