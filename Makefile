@@ -8,7 +8,7 @@ PROFILE ?= starter
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   environment, starter data, all eight stages, a report and a model to ask (about twenty minutes on two cores)"
+	@echo "make demo   environment, starter data, all eight stages, a report and a model to ask (twenty to twenty-five minutes on two cores)"
 	@echo "make test   every test (from nothing)"
 	@echo "make lab    JupyterLab on the stage notebooks"
 	@echo "make lint   the rules of the house: names, import order, budgets, notebooks in step with the package"
